@@ -1,0 +1,121 @@
+"""What every composition root starts with: database, publisher, consumer, relay, and the checks that go with them."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from libs.common import database as db
+from libs.common import outbox
+from libs.common.broker import BrokerPublisher, Consumer, Subscription, open_publisher
+from libs.common.clock import Clock
+from libs.common.database import Database
+from libs.common.health import Check, Finding, at_most, health_router
+from libs.common.http import Edge, ServiceAuth, create_app
+from libs.common.process import Loop
+from libs.common.settings import CommonSettings
+
+MAX_OUTBOX_AGE_S = 30
+MAX_PARKED = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backbone:
+    """The shared parts of one service process, open until its exit stack closes."""
+
+    service: str
+    settings: CommonSettings
+    clock: Clock
+    database: Database
+    publisher: BrokerPublisher
+    consumer: Consumer
+    relay: outbox.Relay
+    sweeper: outbox.Sweeper
+
+    @property
+    def common_loops(self) -> Sequence[Loop]:
+        return (self.relay.run,)
+
+    @property
+    def worker_loops(self) -> Sequence[Loop]:
+        return (self.consumer.run, self.sweeper.run)
+
+    def checks(self) -> list[Check]:
+        """Database, outbox, consumers and parked messages: the invariants all four services share."""
+        return [
+            Check(name="database", probe=self._check_database, runbook="database-connection-errors"),
+            Check(name="outbox_oldest_unsent_s", probe=self._check_outbox, runbook="events-not-flowing"),
+            Check(name="queues_with_consumer", probe=self._check_consumers, runbook="events-not-flowing"),
+            Check(name="parked_messages", probe=self._check_parked, runbook="parked-messages"),
+        ]
+
+    def health_app(self, checks: Sequence[Check]) -> ASGIApp:
+        """An application with the health routes alone, for processes that only work."""
+        return self.edge(self.new_app(checks))
+
+    def new_app(self, checks: Sequence[Check], *, openapi_url: str | None = None) -> FastAPI:
+        app = create_app(
+            title=f"Venture Companion {self.service}", version=self.settings.service_version, openapi_url=openapi_url
+        )
+        app.include_router(
+            health_router(
+                environment=self.settings.environment,
+                version=self.settings.service_version,
+                clock=self.clock,
+                checks=checks,
+            )
+        )
+        return app
+
+    def edge(self, app: ASGIApp) -> ASGIApp:
+        """Wrap an application: service tokens on `/internal`, then request ids, traces, metrics and body bounds."""
+        secret = self.settings.service_token_secret.get_secret_value()
+        return Edge(ServiceAuth(app, secret=secret, audience=self.service), service=self.service)
+
+    async def _check_database(self) -> Finding:
+        await self.database.ping()
+        return Finding(status="ok")
+
+    async def _check_outbox(self) -> Finding:
+        async with self.database.transaction() as conn:
+            return at_most(await outbox.oldest_unsent_age_s(conn), MAX_OUTBOX_AGE_S)
+
+    async def _check_consumers(self) -> Finding:
+        if not self.consumer.is_running:
+            return Finding(status="disabled", value="this process does not consume")
+        states = self.consumer.states()
+        served = sum(1 for name in self.consumer.queues if name in states and states[name].consumers)
+        wanted = len(self.consumer.queues)
+        return Finding(status="ok" if served == wanted else "failed", value=served, threshold=wanted)
+
+    async def _check_parked(self) -> Finding:
+        if not self.consumer.is_running:
+            return Finding(status="disabled", value="this process does not consume")
+        return at_most(sum(state.parked for state in self.consumer.states().values()), MAX_PARKED)
+
+
+@asynccontextmanager
+async def open_backbone(
+    settings: CommonSettings, *, service: str, subscriptions: Sequence[Subscription], clock: Clock
+) -> AsyncGenerator[Backbone, None]:
+    """Open the pool and prepare the broker's parts; connections to the broker are made when they are first needed."""
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(
+            db.connect(settings.database_url.get_secret_value(), application_name=f"venture-{service}")
+        )
+        amqp_url = settings.amqp_url.get_secret_value()
+        publisher = await stack.enter_async_context(open_publisher(amqp_url, name=service))
+        yield Backbone(
+            service=service,
+            settings=settings,
+            clock=clock,
+            database=database,
+            publisher=publisher,
+            consumer=Consumer(
+                amqp_url, service=service, subscriptions=subscriptions, database=database, publisher=publisher
+            ),
+            relay=outbox.Relay(database, publisher, source=service),
+            sweeper=outbox.Sweeper(database),
+        )

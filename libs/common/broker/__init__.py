@@ -1,0 +1,21 @@
+"""RabbitMQ: the only package that imports its driver. Publish and consume use separate connections.
+
+A connection that publishes is frozen by a memory or disk alarm, and would freeze our acks with it.
+"""
+
+from libs.common.broker.consumer import Consumer, Handler, QueueState, Subscription
+from libs.common.broker.publisher import BrokerPublisher, BrokerUnavailable, open_publisher
+from libs.common.broker.topology import RETRY_DELAYS_S, parked_queue, queue_name
+
+__all__ = [
+    "RETRY_DELAYS_S",
+    "BrokerPublisher",
+    "BrokerUnavailable",
+    "Consumer",
+    "Handler",
+    "QueueState",
+    "Subscription",
+    "open_publisher",
+    "parked_queue",
+    "queue_name",
+]

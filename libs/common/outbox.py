@@ -1,0 +1,212 @@
+"""An event is a row first and a message second: rows are added beside the state change, the relay sends them.
+
+Invariants: a row is marked sent only after the broker has confirmed *and routed* it; a row has no terminal failure;
+there is no cursor over ids (a slow transaction's row would be skipped for ever), only `sent_at IS NULL`.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Protocol
+from uuid import UUID
+
+import orjson
+import structlog
+
+from libs.common.clock import iso_millis
+from libs.common.database import Connection, Database, DatabaseUnavailable
+from libs.common.events import Event
+from libs.common.telemetry import current_traceparent
+
+log = structlog.get_logger(__name__)
+
+BATCH_SIZE: Final = 200
+POLL_INTERVAL_S: Final = 0.25
+CLAIM_S: Final = 10
+"""How long a claimed row stays with its relay: the publisher's confirm timeout and some air. A killed relay delays
+its batch by this much; another relay may then send a row twice, which the inbox makes harmless."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxRow:
+    id: UUID
+    type: str
+    subject: str
+    data: Any
+    traceparent: str | None
+    created_at: datetime
+    attempts: int
+
+    def body(self, source: str) -> bytes:
+        return orjson.dumps(
+            {
+                "specversion": "1.0",
+                "id": str(self.id),
+                "type": self.type,
+                "source": source,
+                "subject": self.subject,
+                "time": iso_millis(self.created_at),
+                "datacontenttype": "application/json",
+                "traceparent": self.traceparent,
+                "data": self.data,
+            }
+        )
+
+
+class Publisher(Protocol):
+    """Sends one event; returns once the broker has confirmed and routed it, raises otherwise."""
+
+    async def publish_event(
+        self, *, routing_key: str, body: bytes, message_id: str, traceparent: str | None
+    ) -> None: ...
+
+
+async def add(conn: Connection, *events: Event) -> None:
+    """Record events in the caller's transaction; they are sent after it commits, or never if it does not."""
+    if not events:
+        return
+    traceparent = current_traceparent()
+    await conn.execute(
+        """
+        INSERT INTO outbox (id, type, subject, data, traceparent)
+        SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::text[])
+        """,
+        [event.event_id for event in events],
+        [event.type for event in events],
+        [event.subject for event in events],
+        [event.model_dump(mode="json") for event in events],
+        [traceparent] * len(events),
+    )
+    conn.wrote_outbox = True
+
+
+async def claim_unsent(conn: Connection, *, limit: int) -> list[OutboxRow]:
+    rows = await conn.fetch(
+        """
+        UPDATE outbox SET claimed_until = now() + make_interval(secs => $2), attempts = attempts + 1
+        WHERE id IN (
+            SELECT id FROM outbox
+            WHERE sent_at IS NULL AND claimed_until <= now()
+            ORDER BY id
+            LIMIT $1
+            -- SKIP LOCKED: relays of several replicas share the backlog instead of queueing for the same rows.
+            FOR UPDATE SKIP LOCKED
+        )
+        RETURNING id, type, subject, data, traceparent, created_at, attempts
+        """,
+        limit,
+        CLAIM_S,
+    )
+    return sorted((OutboxRow(**dict(row)) for row in rows), key=lambda row: row.id)
+
+
+async def mark_sent(conn: Connection, ids: list[UUID]) -> None:
+    await conn.execute("UPDATE outbox SET sent_at = now(), last_error = NULL WHERE id = ANY($1)", ids)
+
+
+async def mark_failed(conn: Connection, failures: dict[UUID, str]) -> None:
+    """Give the rows back with a growing pause, capped at 30 s: there is no last attempt."""
+    await conn.execute(
+        """
+        UPDATE outbox
+        SET last_error = f.error,
+            claimed_until = now() + make_interval(secs => least(30, 0.25 * 2 ^ least(attempts, 7)))
+        FROM unnest($1::uuid[], $2::text[]) AS f(id, error) WHERE outbox.id = f.id
+        """,
+        list(failures),
+        list(failures.values()),
+    )
+
+
+async def oldest_unsent_age_s(conn: Connection) -> float:
+    """Age in seconds of the oldest row still to be sent, 0 if there is none: the relay's alarm."""
+    age = await conn.fetchval("SELECT extract(epoch FROM now() - min(created_at)) FROM outbox WHERE sent_at IS NULL")
+    return float(age or 0)
+
+
+async def delete_sent(conn: Connection, *, older_than_s: float, limit: int) -> int:
+    return await conn.execute(
+        """
+        DELETE FROM outbox WHERE id IN (
+            SELECT id FROM outbox WHERE sent_at < now() - make_interval(secs => $1) LIMIT $2
+        )
+        """,
+        older_than_s,
+        limit,
+    )
+
+
+class Relay:
+    """Moves unsent rows to the broker for ever: woken by commits of this process, polling for everybody else's."""
+
+    def __init__(self, database: Database, publisher: Publisher, *, source: str) -> None:
+        self._database = database
+        self._publisher = publisher
+        self._source = source
+
+    async def run(self) -> None:
+        while True:
+            self._database.outbox_written.clear()
+            try:
+                sent = await self.run_once()
+            except DatabaseUnavailable:
+                await self._database.wait_until_up()
+                continue
+            if sent < BATCH_SIZE:
+                await self._sleep_until_woken()
+
+    async def run_once(self) -> int:
+        """Send one batch; return how many rows were claimed. Rows that fail are given back, the others are marked."""
+        async with self._database.transaction() as conn:
+            rows = await claim_unsent(conn, limit=BATCH_SIZE)
+        if not rows:
+            return 0
+        outcomes = await asyncio.gather(*(self._send(row) for row in rows))
+        sent = [row.id for row, error in zip(rows, outcomes, strict=True) if error is None]
+        failures = {row.id: error for row, error in zip(rows, outcomes, strict=True) if error is not None}
+        async with self._database.transaction() as conn:
+            if sent:
+                await mark_sent(conn, sent)
+            if failures:
+                await mark_failed(conn, failures)
+        if failures:
+            log.warning("outbox_not_sent", count=len(failures), first_error=next(iter(failures.values())))
+        return len(rows)
+
+    async def _send(self, row: OutboxRow) -> str | None:
+        try:
+            await self._publisher.publish_event(
+                routing_key=row.type,
+                body=row.body(self._source),
+                message_id=str(row.id),
+                traceparent=row.traceparent,
+            )
+        except Exception as error:  # noqa: BLE001 - an edge: whatever the broker did, the row keeps the reason and stays
+            return f"{type(error).__name__}: {error}"[:500]
+        return None
+
+    async def _sleep_until_woken(self) -> None:
+        try:
+            await asyncio.wait_for(self._database.outbox_written.wait(), timeout=POLL_INTERVAL_S)
+        except TimeoutError:
+            return
+
+
+class Sweeper:
+    """Deletes rows long sent, in small bites, so that the table stays its backlog and three days of history."""
+
+    def __init__(self, database: Database, *, keep_s: float = 3 * 86_400, interval_s: float = 300) -> None:
+        self._database = database
+        self._keep_s = keep_s
+        self._interval_s = interval_s
+
+    async def run(self) -> None:
+        while True:
+            try:
+                async with self._database.transaction() as conn:
+                    deleted = await delete_sent(conn, older_than_s=self._keep_s, limit=5_000)
+            except DatabaseUnavailable:
+                await self._database.wait_until_up()
+                continue
+            if deleted < 5_000:  # noqa: PLR2004 - the bite above
+                await asyncio.sleep(self._interval_s)

@@ -1,0 +1,81 @@
+"""What every service reads from the environment, and how it refuses to start: naming the setting and the cure."""
+
+import re
+import sys
+from typing import Annotated, Any, Final, TypeVar
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIN_SECRET_LENGTH: Final = 32
+EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h: supervisors can tell a misconfiguration from a crash
+
+_WELL_KNOWN: Final = (
+    "your-super-secret",
+    "super-secret-jwt-token-with-at-least-32-characters-long",  # Supabase's documented default
+    "changeme",
+    "change-me",
+    "secret",
+    "password",
+    "example",
+)
+_WELL_KNOWN_LOGINS: Final = ("guest:guest@", "postgres:postgres@", "admin:admin@", ":password@", ":changeme@")
+
+
+def check_secret(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if len(text) < MIN_SECRET_LENGTH:
+        raise ValueError(f"is shorter than {MIN_SECRET_LENGTH} characters")
+    if len(set(text)) < 8 or any(text.lower().startswith(word) for word in _WELL_KNOWN):  # noqa: PLR2004
+        raise ValueError("is a well-known or trivial value; generate a random one")
+    return value
+
+
+def check_url_login(value: SecretStr) -> SecretStr:
+    if any(login in value.get_secret_value() for login in _WELL_KNOWN_LOGINS):
+        raise ValueError("uses a well-known login; give the service its own user and a random password")
+    return value
+
+
+def empty_as_none(value: Any) -> Any:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+Secret = Annotated[SecretStr, AfterValidator(check_secret)]
+UrlWithLogin = Annotated[SecretStr, AfterValidator(check_url_login)]
+
+
+class CommonSettings(BaseSettings):
+    """Settings of every service. Names are the environment variables' names in lower case."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True)
+
+    environment: str = "development"
+    service_version: str = "0.1.0"
+    log_level: str = Field(default="INFO", pattern=re.compile(r"^(?i:DEBUG|INFO|WARNING|ERROR)$"))
+    host: str = "127.0.0.1"
+    port: int
+    metrics_port: int = 0
+    database_url: UrlWithLogin
+    amqp_url: UrlWithLogin
+    redis_url: UrlWithLogin
+    service_token_secret: Secret
+    sentry_dsn: str | None = None
+    otel_exporter_otlp_endpoint: str | None = None
+
+
+SettingsT = TypeVar("SettingsT", bound=BaseSettings)
+
+
+def load(settings_class: type[SettingsT]) -> SettingsT:
+    """Read the environment; on anything missing, short or default print each setting with its reason and exit 78."""
+    try:
+        return settings_class()
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
+        sys.stderr.write(
+            "Refusing to start: these settings are missing or not acceptable.\n"
+            + "\n".join(lines)
+            + "\nSet them in the environment; .env.example documents each.\n"
+        )
+        raise SystemExit(EXIT_CONFIG) from None
