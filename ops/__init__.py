@@ -1,0 +1,1 @@
+"""What operators and developers run: the stack, its engines, and the command line."""
