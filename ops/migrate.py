@@ -6,6 +6,8 @@ MIGRATION_DATABASE_URL=postgresql://superuser@host/venture python -m ops.migrate
 import argparse
 import os
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +16,7 @@ import yoyo  # pyright: ignore[reportMissingTypeStubs]
 from psycopg import sql
 
 MIGRATIONS: Final = Path(__file__).parents[1] / "migrations"
+LOCK_KEY: Final = 0x76656E74757265  # "venture"
 LOGIN_ROLES: Final = {
     "venture_gateway": "GATEWAY_DB_PASSWORD",
     "venture_billing": "BILLING_DB_PASSWORD",
@@ -23,37 +26,42 @@ LOGIN_ROLES: Final = {
 }
 
 
-def _open(url: str) -> tuple[Any, Any]:
-    backend: Any = yoyo.get_backend(url.replace("postgresql://", "postgresql+psycopg://", 1))  # pyright: ignore[reportUnknownMemberType]
-    migrations: Any = yoyo.read_migrations(str(MIGRATIONS))  # pyright: ignore[reportUnknownMemberType]
-    return backend, migrations
+@contextmanager
+def _open(url: str) -> Generator[tuple[Any, Any], None, None]:
+    """The runner and all migrations, for one process at a time.
+
+    The lock is the server's and ends with our connection; the runner's own is a row that outlives a killed process.
+    """
+    with psycopg.connect(url, autocommit=True) as guard:
+        guard.execute("SELECT pg_advisory_lock(%s)", (LOCK_KEY,))
+        backend: Any = yoyo.get_backend(url.replace("postgresql://", "postgresql+psycopg://", 1))  # pyright: ignore[reportUnknownMemberType]
+        with backend:
+            yield backend, yoyo.read_migrations(str(MIGRATIONS))  # pyright: ignore[reportUnknownMemberType]
 
 
 def migrate_up(url: str) -> list[str]:
-    """Apply what is missing, each file in its own transaction, one runner at a time; return the names applied."""
-    backend, migrations = _open(url)
-    with backend.lock():
+    """Apply what is missing, each file in its own transaction; return the names applied."""
+    with _open(url) as (backend, migrations):
         pending = backend.to_apply(migrations)
         names = [migration.id for migration in pending]
         backend.apply_migrations(pending)
-    return names
+        return names
 
 
 def migrate_down(url: str, *, steps: int | None) -> list[str]:
     """Take back the last `steps` migrations (None: all); return their names, newest first."""
-    backend, migrations = _open(url)
-    with backend.lock():
+    with _open(url) as (backend, migrations):
         applied = backend.to_rollback(migrations)
         chosen = applied if steps is None else applied[:steps]
         names = [migration.id for migration in chosen]
         backend.rollback_migrations(chosen)
-    return names
+        return names
 
 
 def status(url: str) -> list[tuple[str, bool]]:
-    backend, migrations = _open(url)
-    pending = {migration.id for migration in backend.to_apply(migrations)}
-    return [(migration.id, migration.id not in pending) for migration in migrations]
+    with _open(url) as (backend, migrations):
+        pending = {migration.id for migration in backend.to_apply(migrations)}
+        return [(migration.id, migration.id not in pending) for migration in migrations]
 
 
 def set_passwords(url: str, passwords: dict[str, str]) -> None:

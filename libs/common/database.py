@@ -160,7 +160,8 @@ class Database:
                 return
 
 
-async def _prepare(connection: "asyncpg.Connection[Record]") -> None:
+async def prepare(connection: "asyncpg.Connection[Record]") -> None:
+    """Make json and jsonb columns arrive as Python values and leave from them."""
     for name in ("json", "jsonb"):
         await connection.set_type_codec(
             name,
@@ -195,7 +196,7 @@ async def _open_pool(url: str, *, application_name: str, min_size: int, max_size
                 max_size=max_size,
                 command_timeout=STATEMENT_TIMEOUT_S,
                 timeout=ACQUIRE_TIMEOUT_S,
-                init=_prepare,
+                init=prepare,
                 server_settings={
                     "application_name": application_name,
                     "timezone": "UTC",

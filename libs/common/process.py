@@ -88,20 +88,31 @@ def main(
 
 
 async def _run(build: Build, settings: CommonSettings, mode: Mode) -> None:
-    async with build(settings) as service, serving(service, host=settings.host, port=settings.port, mode=mode) as done:
+    async with (
+        build(settings) as service,
+        serving(service, host=settings.host, port=settings.port, mode=mode) as running,
+    ):
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, done.set)
-        log.info("started", mode=mode, port=settings.port)
-        await done.wait()
+            loop.add_signal_handler(signum, running.done.set)
+        log.info("started", mode=mode, port=running.port)
+        await running.done.wait()
         log.info("stopping")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A served service: the port it got, and an event that is set when its server has ended by itself."""
+
+    port: int
+    done: asyncio.Event
+
+
 @asynccontextmanager
-async def serving(service: Service, *, host: str, port: int, mode: Mode = "all") -> AsyncGenerator[asyncio.Event, None]:
+async def serving(service: Service, *, host: str, port: int, mode: Mode = "all") -> AsyncGenerator[Running, None]:
     """Run the server and the loops while the body runs; then end streams, finish requests, stop loops, in that order.
 
-    Yields an event that is set when the server has ended; set it to end the server.
+    Port 0 takes a free one. A loop that raises ends the body, too, with that error.
     """
     done = asyncio.Event()
     app = service.health_app if mode == "worker" else service.app
@@ -129,7 +140,7 @@ async def serving(service: Service, *, host: str, port: int, mode: Mode = "all")
         http = group.create_task(server.serve(sockets=[listener]))
         http.add_done_callback(lambda _: done.set())
         try:
-            yield done
+            yield Running(port=listener.getsockname()[1], done=done)
         finally:
             service.stopping.set()
             server.should_exit = True

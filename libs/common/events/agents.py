@@ -15,7 +15,7 @@ class RunStarted(Event):
 
 
 class RunFinished(Event):
-    """The run reached its one terminal state. `is_billable` is false where we cut it: it then costs the user nothing."""
+    """The run reached its one terminal state. Where we cut it, `is_billable` is false and it costs the user nothing."""
 
     type: ClassVar[str] = "agents.run_finished.v1"
     run_id: UUID

@@ -1,0 +1,193 @@
+"""The broker's promises on a real RabbitMQ: routed or refused, handled once, retried, parked, never lost."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractIncomingMessage
+
+from libs.common import database as db
+from libs.common import outbox
+from libs.common.broker import Consumer, Handler, Subscription, open_publisher, queue_name
+from libs.common.broker.publisher import Unroutable
+from libs.common.database import Connection, Database
+from libs.common.errors import Invalid
+from libs.common.events.gateway import UserCreated
+from libs.common.ids import new_id
+from tests.harness.patience import eventually
+from tests.harness.services import Place
+from tests.harness.tasks import running
+
+QUEUE = queue_name("agents", UserCreated.type)
+
+
+@asynccontextmanager
+async def consuming(place: Place, handler: Handler) -> AsyncGenerator[tuple[Database, Consumer], None]:
+    """A gateway that relays its outbox and an agents consumer with the given handler."""
+    async with (
+        db.connect(place.database.url("venture_gateway"), application_name="test-gateway") as gateway,
+        db.connect(place.database.url("venture_agents"), application_name="test-agents") as agents,
+        open_publisher(place.amqp_url("gateway"), name="gateway") as sender,
+        open_publisher(place.amqp_url("agents"), name="agents") as publisher,
+    ):
+        consumer = Consumer(
+            place.amqp_url("agents"),
+            service="agents",
+            subscriptions=[Subscription(event=UserCreated, handler=handler)],
+            database=agents,
+            publisher=publisher,
+        )
+        relay = outbox.Relay(gateway, sender, source="gateway")
+        async with running(consumer.run, relay.run):
+            yield gateway, consumer
+
+
+async def publish(gateway: Database, *events: UserCreated) -> None:
+    async with gateway.transaction() as conn:
+        await outbox.add(conn, *events)
+
+
+async def test_an_event_written_beside_a_change_reaches_its_handler_once(place: Place) -> None:
+    seen: list[UUID] = []
+
+    async def on_user_created(event: UserCreated, _conn: Connection) -> None:
+        seen.append(event.user_id)
+
+    event = UserCreated(user_id=new_id())
+    async with consuming(place, on_user_created) as (gateway, _):
+        await publish(gateway, event)
+
+        async def handled() -> bool:
+            return bool(seen)
+
+        await eventually(handled)
+        assert seen == [event.user_id]
+        assert await place.database.fetchval("SELECT count(*) FROM agents.inbox") == 1
+
+        async def marked() -> bool:
+            return await place.database.fetchval("SELECT count(*) FROM gateway.outbox WHERE sent_at IS NULL") == 0
+
+        await eventually(marked)
+
+
+async def test_a_message_delivered_twice_has_one_effect(place: Place) -> None:
+    seen: list[UUID] = []
+
+    async def on_user_created(event: UserCreated, _conn: Connection) -> None:
+        seen.append(event.user_id)
+
+    event = UserCreated(user_id=new_id())
+    marker = UserCreated(user_id=new_id())
+    async with consuming(place, on_user_created) as (gateway, _):
+        await publish(gateway, event)
+
+        async def sent() -> bool:
+            return bool(await place.database.fetchval("SELECT sent_at FROM gateway.outbox"))
+
+        await eventually(sent)
+        await place.database.execute("UPDATE gateway.outbox SET sent_at = NULL, claimed_until = '-infinity'")
+        await eventually(sent)
+        await publish(gateway, marker)
+
+        async def marker_handled() -> bool:
+            return marker.user_id in seen
+
+        await eventually(marker_handled)
+        assert seen.count(event.user_id) == 1
+
+
+async def test_a_handler_that_refuses_parks_the_message_with_its_reason(place: Place) -> None:
+    async def on_user_created(_event: UserCreated, _conn: Connection) -> None:
+        raise Invalid("this user makes no sense")
+
+    async with consuming(place, on_user_created) as (gateway, _):
+        await publish(gateway, UserCreated(user_id=new_id()))
+
+        async def arrived() -> list[AbstractIncomingMessage]:
+            return await place.parked(QUEUE)
+
+        (message,) = await eventually(arrived)
+        assert message.headers["x-parked-reason"] == "invalid"
+        assert "this user makes no sense" in str(message.headers["x-parked-error"])
+        assert await place.database.fetchval("SELECT count(*) FROM agents.inbox") == 0
+
+
+async def test_a_body_that_is_no_event_is_parked_and_the_next_one_is_handled(place: Place) -> None:
+    seen: list[UUID] = []
+
+    async def on_user_created(event: UserCreated, _conn: Connection) -> None:
+        seen.append(event.user_id)
+
+    async with consuming(place, on_user_created) as (gateway, consumer):
+
+        async def consumes() -> bool:
+            return bool(consumer.states())
+
+        await eventually(consumes)
+        async with open_publisher(place.amqp_url("operator"), name="intruder") as intruder:
+            await intruder.publish(
+                exchange="events", routing_key=UserCreated.type, body=b"\xff{", message_id="x", headers={}
+            )
+        event = UserCreated(user_id=new_id())
+        await publish(gateway, event)
+
+        async def handled() -> bool:
+            return event.user_id in seen
+
+        await eventually(handled)
+
+        async def arrived() -> list[AbstractIncomingMessage]:
+            return await place.parked(QUEUE)
+
+        (message,) = await eventually(arrived)
+        assert message.headers["x-parked-reason"] == "events.malformed"
+
+
+async def test_a_handler_that_breaks_commits_nothing_and_is_tried_again(place: Place) -> None:
+    attempts: list[UUID] = []
+
+    async def on_user_created(event: UserCreated, conn: Connection) -> None:
+        attempts.append(event.user_id)
+        await conn.execute("INSERT INTO inbox (event_id, type) VALUES (gen_random_uuid(), 'half-done')")
+        if len(attempts) == 1:
+            raise RuntimeError("a bug that shows once")
+
+    async with consuming(place, on_user_created) as (gateway, _):
+        await publish(gateway, UserCreated(user_id=new_id()))
+
+        async def handled_again() -> bool:
+            return len(attempts) == 2 and await place.database.fetchval("SELECT count(*) FROM agents.inbox") == 2
+
+        await eventually(handled_again, within_s=15)
+
+
+async def test_an_unroutable_message_is_refused_although_the_broker_confirms_it(place: Place) -> None:
+    async with open_publisher(place.amqp_url("gateway"), name="gateway") as publisher:
+        with pytest.raises(Unroutable):
+            await publisher.publish_event(routing_key="gateway.nobody_listens.v1", body=b"{}", message_id="1", traceparent=None)
+
+
+async def test_a_consumer_whose_queue_was_deleted_declares_it_again(place: Place) -> None:
+    seen: list[UUID] = []
+
+    async def on_user_created(event: UserCreated, _conn: Connection) -> None:
+        seen.append(event.user_id)
+
+    async with consuming(place, on_user_created) as (gateway, consumer):
+
+        async def consumes() -> bool:
+            return bool(consumer.states())
+
+        await eventually(consumes)
+        connection = await aio_pika.connect(place.amqp_url("operator"))
+        async with connection, connection.channel() as channel:
+            await channel.queue_delete(QUEUE)
+        event = UserCreated(user_id=new_id())
+        await publish(gateway, event)
+
+        async def handled() -> bool:
+            return event.user_id in seen
+
+        await eventually(handled, within_s=20)
