@@ -12,8 +12,8 @@ import json
 from collections.abc import Mapping, Sequence
 
 OPERATOR = "operator"
-SERVICES = ("gateway", "billing", "metering", "agents")
-_RETRY = r"retry\.(5s|30s|5m)"
+SERVICES: tuple[str, ...] = ("gateway", "billing", "metering", "agents")
+_RETRY = r"retry\.[0-9]+s"
 
 
 def render_definitions(*, vhosts: Sequence[str], passwords: Mapping[str, str]) -> str:

@@ -38,16 +38,17 @@ def describe(home: Home, programs: Programs, *, port: int, password: str, fast: 
         name="postgres-1",
         argv=(*accounts.prefix(), str(programs.postgres), "-D", str(data), *flags),
         environment={"LC_ALL": "C.UTF-8"},
-        probe=postgres_answers(superuser_url(port, password)),
-        before_start=lambda: _prepare(data, programs, home.run / "postgres.password", password),
+        probe=postgres_answers(port, SUPERUSER),
+        before_start=lambda: _prepare(data, programs, password),
         inputs=_digest(password),
         # SIGINT ends sessions and then the server; SIGTERM would wait for the last client to leave by itself.
         stop_signal="INT",
     )
 
 
-def _prepare(data: Path, programs: Programs, record: Path, password: str) -> None:
+def _prepare(data: Path, programs: Programs, password: str) -> None:
     """Make the data if there is none (seconds), and set the password if it is not the one on record."""
+    record = data / "venture.password"
     if not (data / "PG_VERSION").exists():
         _create(data, programs, password)
         record.write_text(_digest(password))

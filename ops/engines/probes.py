@@ -1,10 +1,12 @@
 """Asking an engine, in its own protocol, whether it serves yet. None means yes; a text says why not."""
 
 import socket
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 
 _TIMEOUT_S = 1.0
+_POSTGRES_PROTOCOL = 3 << 16
 _AMQP_GREETING = b"AMQP\x00\x00\x09\x01"
 _START_METHOD = 1  # the frame type with which a broker answers the greeting
 
@@ -36,15 +38,14 @@ def port_answers(port: int) -> Callable[[], str | None]:
     return probe
 
 
-def postgres_answers(url: str) -> Callable[[], str | None]:
-    def probe() -> str | None:
-        import psycopg  # noqa: PLC0415 - slow to import, and needed by few of the commands
+def postgres_answers(port: int, user: str) -> Callable[[], str | None]:
+    """A server that asks for a password takes connections; one that still recovers answers with an error instead."""
+    parameters = f"user\0{user}\0database\0postgres\0\0".encode()
+    greeting = struct.pack("!ii", 8 + len(parameters), _POSTGRES_PROTOCOL) + parameters
 
-        try:
-            psycopg.connect(url, connect_timeout=2).close()
-        except psycopg.OperationalError as error:
-            return str(error).splitlines()[-1]
-        return None
+    def probe() -> str | None:
+        answer = _exchange(port, greeting)
+        return None if answer[:1] == b"R" else _reason(answer.replace(b"\0", b" "))
 
     return probe
 

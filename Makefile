@@ -1,0 +1,56 @@
+# Every target runs from a fresh checkout: `.venv` is made and kept in step with uv.lock by the one rule at the end.
+# Settings can be given to any target: make up SCALE="gateway=2 agents=3" RATE_LIMIT_MAX_REQUESTS=100000
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+SHELL := /bin/sh
+PYTHON := .venv/bin/python
+STACK := $(PYTHON) -m ops.stack
+ENVIRONMENT_IS_CURRENT := .venv/.current
+
+.DEFAULT_GOAL := help
+.PHONY: help up down status logs env migrate demo test check lint format types clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
+
+up: $(ENVIRONMENT_IS_CURRENT) ## Start everything and wait until it is healthy; again: apply what changed
+	@$(STACK) up
+
+down: $(ENVIRONMENT_IS_CURRENT) ## Stop everything, keep the data
+	@$(STACK) down
+
+status: $(ENVIRONMENT_IS_CURRENT) ## Show each process: state, pid, port, readiness
+	@$(STACK) status
+
+logs: $(ENVIRONMENT_IS_CURRENT) ## Follow the logs of everything, or of one: make logs S=agents
+	@$(STACK) logs
+
+env: $(ENVIRONMENT_IS_CURRENT) ## Print the running stack's addresses and keys: eval "$(make -s env)"
+	@$(STACK) env
+
+migrate: $(ENVIRONMENT_IS_CURRENT) ## Apply pending migrations to the running stack's database
+	@$(STACK) migrate
+
+demo: $(ENVIRONMENT_IS_CURRENT) ## Walk through the product on the running stack
+	@$(PYTHON) -m ops.demo
+
+test: $(ENVIRONMENT_IS_CURRENT) ## Run the tests, with servers of their own; one part: make test T=tests/unit
+	@$(PYTHON) -m pytest $(T)
+
+check: lint types test ## Everything that CI runs
+
+lint: $(ENVIRONMENT_IS_CURRENT) ## Check style and layering
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+
+format: $(ENVIRONMENT_IS_CURRENT) ## Format the code and mend what can be mended by itself
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+types: $(ENVIRONMENT_IS_CURRENT) ## Check the types
+	@.venv/bin/basedpyright
+
+clean: $(ENVIRONMENT_IS_CURRENT) ## Stop everything and remove its data; .env and .venv stay
+	@$(STACK) wipe
+
+$(ENVIRONMENT_IS_CURRENT): uv.lock pyproject.toml
+	@sh scripts/bootstrap.sh

@@ -1,0 +1,180 @@
+"""The stack as plain processes of this machine, kept alive by a supervisor of its own.
+
+`up` compares what should run with what does, and touches only the difference: it is the same command for the first
+start, for going on after an interrupted one, and for applying a changed setting, scale or source file.
+"""
+
+import signal
+import time
+from collections.abc import Mapping, Sequence
+
+from ops.engines.definitions import SERVICES
+from ops.engines.packages import ensure_programs
+from ops.failure import Failure
+from ops.home import Home
+from ops.ports import plan_ports, port_setting
+from ops.processes import end_processes, find_all, forget, signal_process
+from ops.programs import Program, last_lines, write_script
+from ops.stack import layout, state
+from ops.stack.database import migrate, seed_admin
+from ops.stack.display import Display
+from ops.stack.environments import Addresses
+from ops.stack.supervisor import ALIVE, EXIT_CONFIG, Process, Supervisor
+
+_READY_LIMIT_S = 90
+# PostgreSQL may need several tries after a kill, until its orphans are gone; a service that keeps crashing is broken.
+_CRASHING_LIMIT_S = 12
+_ENGINES = ("epmd-1", "rabbitmq-1", "redis-1", "postgres-1")
+
+
+class NativeStack:
+    def __init__(self, home: Home, display: Display) -> None:
+        self._home, self._display = home, display
+        self._supervisor = Supervisor(home)
+
+    def up(self, values: Mapping[str, str], scale: Mapping[str, int]) -> Addresses:
+        found = ensure_programs()
+        where = self._place(values, scale, running=self._take_stock())
+        engines = layout.engines(self._home, found, where)
+        others = [*layout.stand_ins(self._home, where), *layout.services(where, scale)]
+        self._ready_supervisor([*engines, *others])
+        state.save(self._home, state.State(runner="native", ports=dict(where.ports), values=dict(values)))
+        changed = self._bring_up("engines", engines)
+        migrate(self._home, where)
+        changed += self._bring_up("services", others)
+        if changed:
+            seed_admin(where)
+        return where
+
+    def down(self) -> bool:
+        """Stop everything; False if nothing ran."""
+        running = self._take_stock()
+        if not self._supervisor.answers():
+            return False
+        names = list(self._supervisor.processes())
+        with self._display.waiting("Stopping"):
+            self._supervisor.stop([name for name in names if name not in _ENGINES])
+            self._supervisor.stop(names)
+            self._supervisor.shut_down()
+        for name in names:
+            forget(self._home, name)
+        return bool(running)
+
+    def is_running(self) -> bool:
+        return self._supervisor.answers()
+
+    def processes(self) -> list[Process]:
+        return list(self._supervisor.processes().values()) if self._supervisor.answers() else []
+
+    def findings(self) -> dict[str, str | None]:
+        """For each running program why it is not ready, or None."""
+        remembered, processes = state.load(self._home), self._supervisor.processes()
+        where = Addresses(ports=remembered.ports, values=remembered.values)
+        scale = {service: sum(name.startswith(f"{service}-") for name in processes) for service in SERVICES}
+        engines = layout.engines(self._home, ensure_programs(), where)
+        programs = [*engines, *layout.stand_ins(self._home, where), *layout.services(where, scale)]
+        return {program.name: program.probe() for program in programs if processes[program.name].state in ALIVE}
+
+    def ports_of(self, program: str) -> list[int]:
+        return [port for name, port in state.load(self._home).ports.items() if layout.listener(name) == program]
+
+    def _take_stock(self) -> set[str]:
+        """Names of what runs under the supervisor; what an earlier stack left without one is stopped."""
+        if self._supervisor.answers():
+            return {name for name, process in self._supervisor.processes().items() if process.state in ALIVE}
+        self._supervisor.end_if_deaf()
+        if orphans := find_all(self._home):
+            self._display.say(f"Stopping what an earlier stack left without its supervisor: {', '.join(orphans)}.")
+            if "postgres-1" in orphans:
+                signal_process(orphans["postgres-1"], signal.SIGINT)  # it would wait for its clients on SIGTERM
+            end_processes(orphans.values(), patience_s=15)
+        for record in self._home.run.glob("*.born"):
+            forget(self._home, record.stem)
+        return set()
+
+    def _place(self, values: Mapping[str, str], scale: Mapping[str, int], *, running: set[str]) -> Addresses:
+        usual = layout.usual_ports(self._home, scale)
+        plan = plan_ports(
+            usual,
+            fixed={name: _port(setting, values) for name in usual if values.get(setting := port_setting(name))},
+            current=state.load(self._home).ports,
+            running={name for name in usual if layout.listener(name) in running},
+        )
+        for sentence in plan.moved:
+            self._display.say(sentence)
+        return Addresses(ports={name: plan.ports[name] for name in usual}, values=values)
+
+    def _ready_supervisor(self, programs: Sequence[Program]) -> None:
+        self._supervisor.configure(programs)
+        if self._supervisor.answers():
+            self._supervisor.reload()
+        else:
+            self._supervisor.launch()
+
+    def _bring_up(self, what: str, programs: Sequence[Program]) -> list[str]:
+        """Start what is down or to be different, wait until all is ready, and tell what was started."""
+        processes = self._supervisor.processes()
+        due = [program for program in programs if not self._is_current(program, processes[program.name])]
+        self._supervisor.stop([program.name for program in due])
+        for program in due:
+            self._start(program)
+        self._await_ready(what, programs, [program.name for program in due])
+        return [program.name for program in due]
+
+    def _is_current(self, program: Program, process: Process) -> bool:
+        applied = self._home.run / f"{program.name}.applied"
+        return process.state in ALIVE and applied.exists() and applied.read_text() == program.fingerprint
+
+    def _start(self, program: Program) -> None:
+        program.before_start()
+        write_script(self._home, program)
+        self._supervisor.start(program.name)
+        (self._home.run / f"{program.name}.applied").write_text(program.fingerprint)
+
+    def _await_ready(self, what: str, programs: Sequence[Program], started: Sequence[str]) -> None:
+        pending = {program.name: program for program in programs}
+        with self._display.waiting(f"Waiting for {what}:", started) as waiting:
+            while pending:
+                processes = self._supervisor.processes()
+                reasons = {name: _why_not(program, processes[name]) for name, program in pending.items()}
+                for name in [name for name, reason in reasons.items() if reason is None]:
+                    del pending[name]
+                    waiting.ready(name)
+                self._give_up_on_the_hopeless(pending, processes, reasons, waiting.seconds)
+                time.sleep(0.1 if pending else 0)
+
+    def _give_up_on_the_hopeless(
+        self,
+        pending: Mapping[str, Program],
+        processes: Mapping[str, Process],
+        reasons: Mapping[str, str | None],
+        seconds: float,
+    ) -> None:
+        for name in pending:
+            if seconds > _READY_LIMIT_S or _is_hopeless(processes[name], seconds):
+                service = name.rpartition("-")[0]
+                raise Failure(
+                    f"{name} does not get ready: {reasons[name]}\n"
+                    f"The last lines of its log:\n{last_lines(self._home, name)}\n"
+                    f"Mend what they say and run `make up` again; what runs already keeps running. "
+                    f"`make logs S={service}` shows more, `make down` stops everything."
+                )
+
+
+def _why_not(program: Program, process: Process) -> str | None:
+    if process.state not in ALIVE:
+        return f"its process has ended with status {process.exit_status}"
+    return program.probe()
+
+
+def _is_hopeless(process: Process, seconds: float) -> bool:
+    if process.state in ALIVE:
+        return False
+    return process.state == "FATAL" or process.exit_status == EXIT_CONFIG or seconds > _CRASHING_LIMIT_S
+
+
+def _port(setting: str, values: Mapping[str, str]) -> int:
+    text = values[setting]
+    if not text.isdigit() or not 1 <= int(text) <= 65535:  # noqa: PLR2004 - the range of TCP ports
+        raise Failure(f"{setting} must be a port number from 1 to 65535, not {text!r}.")
+    return int(text)

@@ -1,0 +1,147 @@
+"""One stack, however it is run: the interface for the command line, the demo and the end-to-end tests.
+
+    stack = Stack(home=Path("/tmp/other"))
+    stack.up(settings={"RATE_LIMIT_MAX_REQUESTS": "100000"}, scale="gateway=2")
+    stack.environment()["GATEWAY_URL"]
+    stack.down()
+
+The environment of this process is not looked at: settings are those in the home's `.env` (made when missing) and those
+handed to `up`. A stack in a home of its own has its own ports, data and secrets.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from ops.engines.accounts import data_directory
+from ops.failure import Failure
+from ops.files import write_private
+from ops.home import Home
+from ops.ports import port_setting
+from ops.processes import find_process
+from ops.stack import compose, dotenv, layout, settings, state
+from ops.stack.compose import ComposeStack
+from ops.stack.database import run_migrations
+from ops.stack.display import Display
+from ops.stack.environments import KNOWN_BY, Addresses, public_environment
+from ops.stack.native import NativeStack
+from ops.stack.scale import parse_scale
+
+RUNNER_SETTING = "STACK_RUNNER"
+
+
+class Stack:
+    def __init__(self, home: Path | None = None, *, display: Display | None = None) -> None:
+        self.home = Home.of(home)
+        self._display = display or Display()
+
+    def up(self, *, settings: Mapping[str, str] | None = None, scale: str | None = None) -> dict[str, str]:
+        """Bring everything up, or into step with what is asked. Returns once all is ready; see `environment`."""
+        self.home.create()
+        with self._alone():
+            values = self._settle(settings or {})
+            asked = parse_scale(scale if scale is not None else values.get("SCALE", ""))
+            return public_environment(self._runner(values).up(values, asked))
+
+    def down(self) -> bool:
+        """Stop everything and keep the data; False if nothing ran."""
+        if not self.home.path.exists():
+            return False
+        self.home.create()
+        with self._alone():
+            return self._current_runner().down()
+
+    def wipe(self) -> None:
+        """Stop everything and remove the home with all data. The settings file of the developer's stack stays."""
+        self.down()
+        if self.home.path.exists():
+            data = data_directory(self.home, "postgres") if self.home.data.exists() else self.home.data
+            if data.is_symlink():
+                shutil.rmtree(data.resolve().parent, ignore_errors=True)
+            shutil.rmtree(self.home.path)
+
+    def environment(self) -> dict[str, str]:
+        """Names and values with which to talk to the running stack. Raises `Failure` if it is not running."""
+        if not self.is_running():
+            raise Failure("The stack is not running. `make up` starts it.")
+        remembered = state.load(self.home)
+        return public_environment(Addresses(ports=remembered.ports, values=remembered.values))
+
+    def migrate(self) -> str:
+        """Apply pending migrations to the running stack's database; what the migration runner said."""
+        self.environment()
+        remembered = state.load(self.home)
+        return run_migrations("up", Addresses(ports=remembered.ports, values=remembered.values))
+
+    def is_running(self) -> bool:
+        return self.home.run.exists() and self._current_runner().is_running()
+
+    def pid(self, service: str, number: int = 1) -> int:
+        """The present pid of a replica or engine of a native stack, such as ("agents", 1) or ("postgres", 1)."""
+        pid = find_process(self.home, f"{service}-{number}")
+        if pid is None:
+            raise Failure(f"{service}-{number} is not running.")
+        return pid
+
+    @property
+    def native(self) -> NativeStack:
+        return NativeStack(self.home, self._display)
+
+    def _current_runner(self) -> NativeStack | ComposeStack:
+        return ComposeStack(self.home) if state.load(self.home).runner == "compose" else self.native
+
+    def _runner(self, values: Mapping[str, str]) -> NativeStack | ComposeStack:
+        """What runs now stays as it is; else what was asked for; else containers where an engine answers."""
+        current = self._current_runner()
+        if state.exists(self.home) and current.is_running():
+            return current
+        asked = values.get(RUNNER_SETTING) or (
+            "compose" if self.home.is_default and compose.is_available() else "native"
+        )
+        if asked not in ("native", "compose"):
+            raise Failure(f"{RUNNER_SETTING} is {asked!r}. It can be native or compose.")
+        return self.native if asked == "native" else ComposeStack(self.home)
+
+    def _settle(self, given: Mapping[str, str]) -> dict[str, str]:
+        """Complete the settings file, then put what was given over it."""
+        path = self.home.dotenv
+        before = path.read_text() if path.exists() else ""
+        after = settings.complete(before)
+        if after != before or path.stat().st_mode & 0o077:
+            write_private(path, after)
+        if before != after:
+            self._display.say(f"Wrote new secrets and keys to {path}.")
+        return settings.effective(dotenv.parse(after), self._without_echoes(given), known=known_settings())
+
+    def _without_echoes(self, given: Mapping[str, str]) -> dict[str, str]:
+        """A shell that evaluated `make env` hands addresses of ours back to us. They are no choice of anybody's."""
+        ports = state.load(self.home).ports
+        own = {f"http://127.0.0.1:{ports[name]}" for name in ("gateway", "stripe") if name in ports}
+        return {name: value for name, value in given.items() if value not in own}
+
+    @contextmanager
+    def _alone(self) -> Generator[None]:
+        with (self.home.path / "lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                self._display.say(
+                    f"Another command (pid {lock.read().strip()}) is at work on this stack. Waiting for it."
+                )
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+
+def known_settings() -> set[str]:
+    ports = {port_setting(name) for name in layout.usual_ports(Home.of(), parse_scale(_MOST_REPLICAS))}
+    return {*ports, RUNNER_SETTING, "SCALE", *(name for names in KNOWN_BY.values() for name in names)}
+
+
+_MOST_REPLICAS = "gateway=20 billing=20 metering=20 agents=20"
