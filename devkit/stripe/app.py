@@ -4,7 +4,7 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -180,7 +180,7 @@ def build_app(world: World) -> ASGIApp:
     world.on_commit = [deliverer.wake, timekeeper.wake]
 
     @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncGenerator[None]:
         async with asyncio.TaskGroup() as group:
             loops = [group.create_task(deliverer.run()), group.create_task(timekeeper.run())]
             yield

@@ -10,7 +10,7 @@ from devkit.clock import wall_time_s
 from devkit.stripe.errors import ApiError, Json
 from devkit.stripe.rendering import render
 from devkit.stripe.routes import INCLUDES
-from devkit.stripe.world import Call, Handler, World
+from devkit.stripe.world import Call, Handler, World, inner
 
 KEY_LIFE_S = 86_400
 LOGGED_FIELDS = ("id", "object")
@@ -43,7 +43,7 @@ def replay(world: World, call: Call) -> Answer | None:
             400,
             "idempotency_error",
             "Keys for idempotent requests can only be used with the same endpoint and parameters they were first "
-            f"used with. Try using a key other than '{call.idempotency_key}' if you meant to execute a different request.",
+            f"used with. Try using a key other than '{call.idempotency_key}' if you meant a different request.",
         )
     return Answer(status=row["status"], body=row["body"], is_replay=True)
 
@@ -67,24 +67,19 @@ def perform(world: World, call: Call, handler: Handler) -> Answer:
                 (call.idempotency_key, fingerprint(call), status, body, wall_time_s()),
             )
         log(world, call, status, body=body)
-    world.committed()
+    world.committed()  # only now can the background see what was done
     return Answer(status=status, body=body)
 
 
 def _run(world: World, call: Call, handler: Handler) -> tuple[int, bytes, bool]:
-    world.store.sql.execute("SAVEPOINT work")
     world.cause = call
     try:
-        body = render(world, handler(world, call), call, INCLUDES)
-    except ApiError as error:
-        if not error.keeps_effects:
-            world.store.sql.execute("ROLLBACK TO work")
-        world.store.sql.execute("RELEASE work")
-        return error.status, orjson.dumps(error.body()), error.is_validation
+        result = world.attempt(lambda: render(world, handler(world, call), call, INCLUDES))
     finally:
         world.cause = None
-    world.store.sql.execute("RELEASE work")
-    return 200, orjson.dumps(body), False
+    if isinstance(result, ApiError):
+        return result.status, orjson.dumps(result.body()), result.is_validation
+    return 200, orjson.dumps(result), False
 
 
 def log(
@@ -98,6 +93,7 @@ def log(
 ) -> None:
     """Write down what really happened, for tests that must know; `status` is None when no answer was given."""
     answer = cast("Json", orjson.loads(body))
+    problem = inner(answer, "error")
     entry: Json = {
         "request_id": call.request_id,
         "idempotency_key": call.idempotency_key,
@@ -105,7 +101,7 @@ def log(
         "status": status,
         "is_replay": replayed,
         "fault": fault,
-        "error": (answer.get("error") or {}).get("code") or (answer.get("error") or {}).get("type"),
+        "error": problem.get("code") or problem.get("type"),
         **{name: answer.get(name) for name in LOGGED_FIELDS},
     }
     world.store.sql.execute(

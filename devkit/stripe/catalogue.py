@@ -78,14 +78,13 @@ def create_product(world: World, call: Call) -> Json:
     params.only((*PRODUCT_KNOWN, "id", "default_price_data", "type"))
     params.need("name")
     own_id = params.text("id")
-    if own_id is not None:
-        if world.store.find(own_id) is not None:
-            raise ApiError.invalid("Product already exists.", param="id", code="resource_already_exists")
+    if own_id is not None and world.store.find(own_id) is not None:
+        raise ApiError.invalid("Product already exists.", param="id", code="resource_already_exists")
     fields = _product_fields(params, {}) | ({"id": own_id} if own_id else {})
     product = new_product(world, fields)
     if "default_price_data" in params:
         price = price_from(world, params.part("default_price_data"), product["id"])
-        after = copied(product) | {"default_price": price["id"]}
+        after: Json = copied(product) | {"default_price": price["id"]}
         product = world.change(product, after, "product.updated")
     return product
 
@@ -93,7 +92,7 @@ def create_product(world: World, call: Call) -> Json:
 def update_product(world: World, call: Call) -> Json:
     call.params.only(PRODUCT_KNOWN)
     before = world.need("product", call.ids[0])
-    after = copied(before) | _product_fields(call.params, before) | {"updated": world.now()}
+    after: Json = copied(before) | _product_fields(call.params, before) | {"updated": world.now()}
     return world.change(before, after, "product.updated")
 
 
@@ -229,7 +228,7 @@ def update_price(world: World, call: Call) -> Json:
     params = call.params
     params.only(("active", "lookup_key", "metadata", "nickname", "tax_behavior", "transfer_lookup_key"))
     before = world.need("price", call.ids[0])
-    after = copied(before) | {"metadata": merge_metadata(before["metadata"], params)}
+    after: Json = copied(before) | {"metadata": merge_metadata(before["metadata"], params)}
     if "active" in params:
         after["active"] = params.flag("active")
     if "nickname" in params:

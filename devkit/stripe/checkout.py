@@ -6,9 +6,9 @@ from devkit.stripe import customers, payments, subscriptions
 from devkit.stripe.catalogue import new_product, price_from
 from devkit.stripe.errors import ApiError, Json
 from devkit.stripe.forms import Params, from_json, merge_metadata
-from devkit.stripe.invoicing import amount_of
+from devkit.stripe.invoice_lines import amount_of
 from devkit.stripe.rendering import LIST_PARAMS, list_of, page
-from devkit.stripe.world import DAY_S, Call, Route, World, copied
+from devkit.stripe.world import DAY_S, Call, Route, World, copied, inner
 
 SHORTEST_S = 30 * 60
 MODES = ("payment", "setup", "subscription")
@@ -72,7 +72,7 @@ def _line(world: World, part: Params, mode: str) -> Json:
     price = _line_price(world, part)
     if mode == "payment" and price["type"] == "recurring":
         raise ApiError.invalid("You specified `payment` mode but passed a recurring price.", param=part.name("price"))
-    is_metered = (price["recurring"] or {}).get("usage_type") == "metered"
+    is_metered = inner(price, "recurring").get("usage_type") == "metered"
     quantity = part.number("quantity")
     if quantity is None and not is_metered:
         raise ApiError.invalid(f"Quantity is required. Add `quantity` to `{part.path}`", param=part.name("quantity"))
@@ -99,14 +99,16 @@ def _line_price(world: World, part: Params) -> Json:
     if name is None:
         data = part.part("price_data")
         product = data.text("product") or new_product(world, {"name": data.part("product_data").need("name")})["id"]
-        return price_from(world, data, product, active=False)
+        price = price_from(world, data, product, active=False) | {"_is_inline": True}
+        world.store.put(price)
+        return price
     price = world.need("price", name, param=part.name("price"))
     if not price["active"]:
         raise ApiError.invalid("The price specified is inactive.", param=part.name("price"))
     return price
 
 
-def _expiry(world: World, params: Params, now: int) -> int:
+def _expiry(params: Params, now: int) -> int:
     moment = params.number("expires_at") or now + DAY_S
     if not now + SHORTEST_S - 60 <= moment <= now + DAY_S:
         raise ApiError.invalid(
@@ -159,7 +161,7 @@ def _new_body(world: World, params: Params, mode: str, customer: Json | None, li
         "customer_details": _customer_details(email, customer) if email else None,
         "customer_email": params.text("customer_email"),
         "discounts": [],
-        "expires_at": _expiry(world, params, now),
+        "expires_at": _expiry(params, now),
         "integration_identifier": None,
         "invoice": None,
         "invoice_creation": None if mode == "subscription" else {"enabled": False, "invoice_data": {}},
@@ -271,7 +273,7 @@ def _subscribe(world: World, session: Json, customer: Json, method: Json) -> Jso
 def _charge(world: World, session: Json, customer: Json, method: Json) -> Json:
     if session["amount_total"] == 0:
         return {"payment_status": "no_payment_required"}
-    metadata = cast("Json", session["_payment_data"]).get("metadata") or {}
+    metadata = inner(session["_payment_data"], "metadata")
     intent = payments.new_intent(
         world,
         amount=session["amount_total"],
@@ -286,7 +288,7 @@ def _charge(world: World, session: Json, customer: Json, method: Json) -> Json:
 
 
 def expire(world: World, before: Json) -> Json:
-    after = copied(before) | {"status": "expired", "url": None}
+    after: Json = copied(before) | {"status": "expired", "url": None}
     world.store.put(after)
     world.emit("checkout.session.expired", after)
     return after
@@ -305,7 +307,7 @@ def expire_session(world: World, call: Call) -> Json:
 def update_session(world: World, call: Call) -> Json:
     call.params.only(("metadata",))
     before = world.need("checkout.session", call.ids[0])
-    after = copied(before) | {"metadata": merge_metadata(before["metadata"], call.params)}
+    after: Json = copied(before) | {"metadata": merge_metadata(before["metadata"], call.params)}
     due = before["expires_at"] if before["status"] == "open" else None
     return world.change(before, after, due_at=due)
 

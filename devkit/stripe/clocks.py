@@ -41,7 +41,10 @@ def advance_clock(world: World, call: Call) -> Json:
         raise ApiError(429, "invalid_request_error", "The test clock is still advancing.", code="test_clock_advancing")
     if target <= before["frozen_time"]:
         raise ApiError.invalid("frozen_time must be later than the clock's current time.", param="frozen_time")
-    after = copied(before) | {"status": "advancing", "status_details": {"advancing": {"target_frozen_time": target}}}
+    after: Json = copied(before) | {
+        "status": "advancing",
+        "status_details": {"advancing": {"target_frozen_time": target}},
+    }
     return world.change(before, after, "test_helpers.test_clock.advancing")
 
 
@@ -148,7 +151,7 @@ class Timekeeper:
         await catch_up(self.world, clock, target)
         with self.world.store.transaction():
             before = self.world.need(KIND, clock)
-            after = copied(before) | {"status": "ready", "status_details": {}, "frozen_time": target}
+            after: Json = copied(before) | {"status": "ready", "status_details": {}, "frozen_time": target}
             self.world.change(before, after, "test_helpers.test_clock.ready")
         self.world.committed()
 

@@ -135,13 +135,21 @@ async def list_calls(world: World, params: Params) -> Json:
 
 async def open_dispute(world: World, params: Params) -> Json:
     params.only(("charge", "reason"))
-    return visible(payments.open_dispute(world, params.need("charge"), params.text("reason") or "fraudulent"))
+    charge, reason = params.need("charge"), params.text("reason") or "fraudulent"
+    return _done(world.attempt(lambda: payments.open_dispute(world, charge, reason)))
 
 
 async def end_dispute(world: World, params: Params) -> Json:
     params.only(("dispute", "status"))
-    status = params.choice("status", ("won", "lost"), "won")
-    return visible(payments.end_dispute(world, params.need("dispute"), status or "won"))
+    status = params.choice("status", ("won", "lost"), "won") or "won"
+    dispute = params.need("dispute")
+    return _done(world.attempt(lambda: payments.end_dispute(world, dispute, status)))
+
+
+def _done(result: Json | ApiError) -> Json:
+    if isinstance(result, ApiError):
+        raise result
+    return visible(result)
 
 
 async def reset(world: World, _params: Params) -> Json:

@@ -194,7 +194,7 @@ def attach(world: World, method_id: str, customer: str) -> Json:
     owner = world.need("customer", customer, param="customer")
     if before["customer"] not in {None, customer}:
         raise ApiError.invalid("The payment method you provided has already been attached to a customer.")
-    after = copied(before) | {"customer": owner["id"]}
+    after: Json = copied(before) | {"customer": owner["id"]}
     world.store.put(after)
     world.emit("payment_method.attached", after)
     return after
@@ -229,7 +229,7 @@ def detach_method(world: World, call: Call) -> Json:
         raise ApiError.invalid(
             "The payment method you provided is not attached to a customer so detachment is impossible."
         )
-    after = copied(before) | {"customer": None}
+    after: Json = copied(before) | {"customer": None}
     world.store.put(after)
     world.emit("payment_method.detached", after, {"customer": owner})
     customer = world.store.find(owner)

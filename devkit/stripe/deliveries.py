@@ -100,8 +100,9 @@ class Deliverer:
             if body["object"] == "v2.core.event":
                 body.pop("data")  # a thin event carries no data; the receiver fetches it
             payload = orjson.dumps(body)
-            for _ in range(copies):
-                status, problem = await self._post(client, endpoint, payload)
+            for _ in range(copies - 1):
+                await self._post(client, endpoint, payload)
+            status, problem = await self._post(client, endpoint, payload)
             if status is not None and httpx.codes.is_success(status):
                 self._close(row, "delivered", status, None)
             else:

@@ -61,7 +61,7 @@ def create_endpoint(world: World, call: Call) -> Json:
     if not url.startswith(("http://", "https://")):
         raise ApiError.invalid("Invalid URL: An explicit scheme (such as https) must be provided.", param="url")
     before = new_endpoint(world, url=url, enabled=enabled)
-    after = copied(before) | {"description": params.text("description"), "metadata": merge_metadata({}, params)}
+    after: Json = copied(before) | {"description": params.text("description"), "metadata": merge_metadata({}, params)}
     world.store.put(after)
     return after | {"secret": after["_secret"]}
 
@@ -70,7 +70,7 @@ def update_endpoint(world: World, call: Call) -> Json:
     params = call.params
     params.only(("description", "disabled", "enabled_events", "metadata", "url"))
     before = world.need("webhook_endpoint", call.ids[0], noun="webhook endpoint")
-    after = copied(before) | {"metadata": merge_metadata(before["metadata"], params)}
+    after: Json = copied(before) | {"metadata": merge_metadata(before["metadata"], params)}
     for name in ("description", "url"):
         if name in params:
             after[name] = params.text(name)

@@ -2,12 +2,12 @@
 
 from typing import cast
 
-from devkit.stripe import invoicing, lifecycle
+from devkit.stripe import invoice_lines, invoicing, lifecycle
 from devkit.stripe.errors import ApiError, Json
 from devkit.stripe.forms import merge_metadata
 from devkit.stripe.invoicing import Draft
 from devkit.stripe.rendering import LIST_PARAMS, list_of, page, search_page
-from devkit.stripe.world import Call, Route, World, copied
+from devkit.stripe.world import Call, Route, World, copied, inner
 
 REASONS_NOT_OPEN = {
     "draft": "Invoice is not finalized.",
@@ -37,7 +37,7 @@ def list_invoices(world: World, call: Call) -> Json:
 
 def subscription_name(invoice: Json) -> str | None:
     """The id of the subscription an invoice belongs to."""
-    details = cast("Json", (invoice["parent"] or {}).get("subscription_details") or {})
+    details = inner(inner(invoice, "parent"), "subscription_details")
     return cast("str | None", details.get("subscription"))
 
 
@@ -74,13 +74,13 @@ def create_invoice(world: World, call: Call) -> Json:
             customer=customer,
             reason="manual",
             period=(now, now),
-            lines=invoicing.take_pending(world, customer["id"], name) if wants_items else [],
+            lines=invoice_lines.take_pending(world, customer["id"], name) if wants_items else [],
             currency=params.text("currency") or customer["currency"] or "usd",
             subscription=subscription,
             auto_advance=bool(params.flag("auto_advance")),
         ),
     )
-    after = copied(invoice) | {"description": params.text("description"), "metadata": merge_metadata({}, params)}
+    after: Json = copied(invoice) | {"description": params.text("description"), "metadata": merge_metadata({}, params)}
     after["collection_method"] = params.choice(
         "collection_method", ("charge_automatically", "send_invoice"), invoice["collection_method"]
     )
@@ -92,7 +92,7 @@ def update_invoice(world: World, call: Call) -> Json:
     params = call.params
     params.only(("auto_advance", "description", "metadata", "default_payment_method"))
     before = world.need("invoice", call.ids[0])
-    after = copied(before) | {"metadata": merge_metadata(before["metadata"], params)}
+    after: Json = copied(before) | {"metadata": merge_metadata(before["metadata"], params)}
     if "auto_advance" in params:
         after["auto_advance"] = bool(params.flag("auto_advance"))
         if before["status"] == "draft" and after["auto_advance"]:
@@ -218,11 +218,11 @@ def create_item(world: World, call: Call) -> Json:
     price = world.need("price", name, param="pricing[price]") if name else None
     amount = params.number("amount")
     if amount is None and price is not None:
-        amount = invoicing.amount_of(price, params.number("quantity") or 1)
+        amount = invoice_lines.amount_of(price, params.number("quantity") or 1)
     if amount is None:
         raise ApiError.missing_param("amount")
     now = world.now(customer["test_clock"])
-    return invoicing.new_invoice_item(
+    return invoice_lines.new_invoice_item(
         world,
         customer=customer,
         amount=amount,

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import cast
 
-from devkit.stripe import invoicing
+from devkit.stripe import invoice_lines, invoicing
 from devkit.stripe.errors import Json
 from devkit.stripe.invoicing import Draft
 from devkit.stripe.payments import NO_METHOD
 from devkit.stripe.periods import next_boundary
 from devkit.stripe.usage import used
-from devkit.stripe.world import DAY_S, World, copied
+from devkit.stripe.world import DAY_S, World, copied, inner
 
 FIRST_PAYMENT_WITHIN_S = 23 * 3_600
 TRIAL_WARNING_S = 3 * DAY_S
@@ -47,7 +47,7 @@ def due_at(subscription: Json) -> int | None:
     status = subscription["status"]
     if status in ENDED:
         return None
-    moments = [subscription["cancel_at"], (subscription["pause_collection"] or {}).get("resumes_at")]
+    moments: list[int | None] = [subscription["cancel_at"], inner(subscription, "pause_collection").get("resumes_at")]
     if status == "incomplete":
         moments.append(subscription["created"] + FIRST_PAYMENT_WITHIN_S)
     elif status == "trialing":
@@ -76,7 +76,7 @@ def method_for(world: World, subscription: Json) -> str | None:
 
 
 def subscription_of(world: World, invoice: Json) -> Json | None:
-    details = cast("Json", (invoice["parent"] or {}).get("subscription_details") or {})
+    details = inner(inner(invoice, "parent"), "subscription_details")
     name = details.get("subscription")
     return world.store.find(name, "subscription") if name else None
 
@@ -92,7 +92,7 @@ def bill(
     Gives the subscription, which now names the invoice as its latest, and the invoice.
     """
     customer = world.need("customer", subscription["customer"])
-    lines = invoicing.take_pending(world, customer["id"], subscription["id"])
+    lines = invoice_lines.take_pending(world, customer["id"], subscription["id"])
     for item in items_of(subscription):
         meter = item["price"]["recurring"]["meter"]
         if meter is None and ahead is not None:
@@ -103,12 +103,12 @@ def bill(
         else:
             continue
         lines.append(
-            invoicing.subscription_line(
+            invoice_lines.subscription_line(
                 world, item, subscription=subscription["id"], period=(span.start, span.end), quantity=quantity
             )
         )
     covered = behind or ahead or period_of(subscription)
-    pause = cast("Json", subscription["pause_collection"] or {})
+    pause = inner(subscription, "pause_collection")
     is_held = subscription["status"] == "unpaid" or pause.get("behavior") == "keep_as_draft"
     invoice = invoicing.new_invoice(
         world,
@@ -143,7 +143,7 @@ def _method_of_invoice(world: World, invoice: Json, subscription: Json | None) -
     if subscription is not None:
         return method_for(world, subscription)
     customer = world.store.find(invoice["customer"]) or {}
-    return cast("str | None", (customer.get("invoice_settings") or {}).get("default_payment_method"))
+    return cast("str | None", inner(customer, "invoice_settings").get("default_payment_method"))
 
 
 def settled(world: World, invoice: Json) -> None:
@@ -200,7 +200,7 @@ def on_due(world: World, subscription: Json) -> None:
     now = world.now(clock_of(subscription))
     if subscription["cancel_at"] is not None and subscription["cancel_at"] <= now:
         end(world, subscription, reason="cancellation_requested", bills_usage=True)
-    elif ((subscription["pause_collection"] or {}).get("resumes_at") or now + 1) <= now:
+    elif (inner(subscription, "pause_collection").get("resumes_at") or now + 1) <= now:
         save(world, subscription, copied(subscription) | {"pause_collection": None})
     elif subscription["status"] == "incomplete":
         _expire(world, subscription)
@@ -239,7 +239,7 @@ def end_trial(world: World, before: Json, *, at_once: bool = False) -> Json:
             return end(world, before, reason=None)
         if missing == "pause":
             return pause(world, before, "trial_end_without_payment_method")
-    started = copied(before) | {"trial_end": now, "billing_cycle_anchor": now, "status": "active"}
+    started: Json = copied(before) | {"trial_end": now, "billing_cycle_anchor": now, "status": "active"}
     ahead = Span(start=now, end=next_boundary(now, items_of(before)[0]["price"], now))
     set_period(started, ahead)
     reason = "subscription_update" if at_once else "subscription_cycle"
@@ -267,7 +267,7 @@ def settle_now(world: World, draft: Json) -> tuple[Json, str | None]:
 
 def _pause_behavior(world: World, invoice: Json) -> str | None:
     subscription = subscription_of(world, invoice) or {}
-    return cast("str | None", (subscription.get("pause_collection") or {}).get("behavior"))
+    return cast("str | None", inner(subscription, "pause_collection").get("behavior"))
 
 
 def on_invoice_due(world: World, invoice: Json) -> None:

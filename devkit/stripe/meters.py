@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import cast
 
-from devkit.clock import wall_moment
 from devkit.stripe.errors import ApiError, Json
 from devkit.stripe.rendering import LIST_PARAMS, page
+from devkit.stripe.thin_events import announce, wall_stamp
 from devkit.stripe.usage import used
 from devkit.stripe.world import DAY_S, Call, Route, World, copied
 
@@ -58,14 +58,14 @@ def _meter_named(world: World, event_name: str) -> Json | None:
 def update_meter(world: World, call: Call) -> Json:
     call.params.only(("display_name",))
     before = world.need(KIND, call.ids[0])
-    after = copied(before) | {"display_name": call.params.need("display_name"), "updated": world.now()}
+    after: Json = copied(before) | {"display_name": call.params.need("display_name"), "updated": world.now()}
     return world.change(before, after, "billing.meter.updated")
 
 
 def deactivate_meter(world: World, call: Call) -> Json:
     call.params.only(())
     before = world.need(KIND, call.ids[0])
-    after = copied(before) | {"status": "inactive", "updated": world.now()}
+    after: Json = copied(before) | {"status": "inactive", "updated": world.now()}
     after["status_transitions"]["deactivated_at"] = world.now()
     return world.change(before, after, "billing.meter.deactivated")
 
@@ -73,7 +73,7 @@ def deactivate_meter(world: World, call: Call) -> Json:
 def reactivate_meter(world: World, call: Call) -> Json:
     call.params.only(())
     before = world.need(KIND, call.ids[0])
-    after = copied(before) | {"status": "active", "updated": world.now()}
+    after: Json = copied(before) | {"status": "active", "updated": world.now()}
     after["status_transitions"]["deactivated_at"] = None
     return world.change(before, after, "billing.meter.reactivated")
 
@@ -103,7 +103,7 @@ def create_meter_event(world: World, call: Call) -> Json:
         raise ApiError.invalid(
             f"An event already exists with identifier {identifier}.", param="identifier", code="duplicate_meter_event"
         )
-    problem = _count(world, name, payload.tree, identifier, at)
+    problem = _count(world, name, dict(payload.tree), identifier, at)
     if problem is not None:
         if call.path.startswith("/v2/"):
             raise ApiError.invalid(problem[1], code=problem[0])
@@ -182,15 +182,14 @@ def _count(world: World, event_name: str, payload: Json, identifier: str, at: in
 def _problem(world: World, meter: Json, customer: str, value: str) -> tuple[str, str] | None:
     if not customer:
         return "meter_event_no_customer_defined", "The payload names no customer."
-    found = world.store.find(customer, "customer")
-    if found is None or found.get("deleted"):
+    if (world.store.find(customer, "customer") or {"deleted": True}).get("deleted"):
         return "meter_event_customer_not_found", f"No such customer: {customer}"
     if meter["default_aggregation"]["formula"] == "count" and not value:
         return None
     try:
         amount = Decimal(value)
     except InvalidOperation:
-        return "meter_event_invalid_value", f"The value is not a number: {value}"
+        amount = Decimal("NaN")
     if not amount.is_finite():
         return "meter_event_invalid_value", f"The value is not a number: {value}"
     if len(amount.as_tuple().digits) > MOST_DIGITS:
@@ -202,7 +201,7 @@ def _report(world: World, event_name: str, problem: tuple[str, str], identifier:
     """Announce by a thin event that reported usage was not counted."""
     code, words = problem
     meter = _meter_named(world, event_name)
-    now = wall_moment().strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    now = wall_stamp()
     sample = {"error_message": words, "request": {"identifier": identifier}}
     data: Json = {
         "developer_message_summary": "There is 1 invalid event",
@@ -213,29 +212,12 @@ def _report(world: World, event_name: str, problem: tuple[str, str], identifier:
         "validation_start": now,
         "validation_end": now,
     }
-    body: Json = {
-        "id": world.new_id("evt_test"),
-        "object": "v2.core.event",
-        "_created": world.now(),
-        "created": now,
-        "livemode": False,
-        "context": None,
-        "reason": None,
-        "type": "v1.billing.meter.no_meter_found" if meter is None else "v1.billing.meter.error_report_triggered",
-        "data": data,
-    }
-    if meter is not None:
-        body["related_object"] = {
-            "id": meter["id"],
-            "type": KIND,
-            "url": f"/v1/billing/meters/{meter['id']}",
-        }
-    world.store.put(body)
-    for target in world.store.oldest_first("v2.core.event_destination"):
-        if target["status"] == "enabled" and (
-            "*" in target["enabled_events"] or body["type"] in target["enabled_events"]
-        ):
-            world.enqueue(body["id"], target["id"])
+    announce(
+        world,
+        "v1.billing.meter.no_meter_found" if meter is None else "v1.billing.meter.error_report_triggered",
+        data,
+        None if meter is None else {"id": meter["id"], "type": KIND, "url": f"/v1/billing/meters/{meter['id']}"},
+    )
 
 
 def list_summaries(world: World, call: Call) -> Json:
@@ -270,59 +252,6 @@ def _summary(meter: Json, start: int, end: int, value: Decimal) -> Json:
     }
 
 
-def retrieve_thin_event(world: World, call: Call) -> Json:
-    return world.need("v2.core.event", call.ids[0], noun="event")
-
-
-def list_thin_events(world: World, call: Call) -> Json:
-    found = list(world.store.newest_first("v2.core.event"))[: call.params.number("limit") or 20]
-    return {"data": found, "next_page_url": None, "previous_page_url": None}
-
-
-def create_destination(world: World, call: Call) -> Json:
-    """Where thin events go; `include[]=webhook_endpoint.signing_secret` shows the secret."""
-    params = call.params
-    params.only(
-        ("description", "enabled_events", "event_payload", "include", "metadata", "name", "type", "webhook_endpoint")
-    )
-    url = params.part("webhook_endpoint").need("url")
-    secret = f"whsec_{world.new_id('x')[2:]}"
-    now = wall_moment().strftime("%Y-%m-%dT%H:%M:%S.000Z")
-    return world.add(
-        {
-            "id": world.new_id("ed_test"),
-            "object": "v2.core.event_destination",
-            "_secret": secret,
-            "_url": url,
-            "_created": world.now(),
-            "created": now,
-            "description": params.text("description") or "",
-            "enabled_events": params.texts("enabled_events"),
-            "event_payload": params.choice("event_payload", ("thin",), "thin"),
-            "events_from": ["self"],
-            "livemode": False,
-            "metadata": {},
-            "name": params.need("name"),
-            "status": "enabled",
-            "status_details": None,
-            "type": "webhook_endpoint",
-            "updated": now,
-            "webhook_endpoint": {"signing_secret": secret, "url": url},
-        }
-    )
-
-
-def retrieve_destination(world: World, call: Call) -> Json:
-    return world.need("v2.core.event_destination", call.ids[0], noun="event destination")
-
-
-def delete_destination(world: World, call: Call) -> Json:
-    body = retrieve_destination(world, call)
-    stub: Json = {"id": body["id"], "object": "v2.core.event_destination", "deleted": True}
-    world.store.mark_deleted(body["id"], stub)
-    return stub
-
-
 ROUTES: list[Route] = [
     ("POST", "/v1/billing/meters", create_meter),
     ("GET", "/v1/billing/meters", list_meters),
@@ -333,9 +262,4 @@ ROUTES: list[Route] = [
     ("GET", "/v1/billing/meters/{id}/event_summaries", list_summaries),
     ("POST", "/v1/billing/meter_events", create_meter_event),
     ("POST", "/v2/billing/meter_events", create_meter_event),
-    ("GET", "/v2/core/events", list_thin_events),
-    ("GET", "/v2/core/events/{id}", retrieve_thin_event),
-    ("POST", "/v2/core/event_destinations", create_destination),
-    ("GET", "/v2/core/event_destinations/{id}", retrieve_destination),
-    ("DELETE", "/v2/core/event_destinations/{id}", delete_destination),
 ]

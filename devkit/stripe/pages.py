@@ -1,5 +1,6 @@
 """The hosted pages: checkout, portal, invoice and receipt, and the plain paths a script can use instead."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -10,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from devkit.stripe import checkout, lifecycle, portal
+from devkit.stripe import checkout, customers, lifecycle, portal
 from devkit.stripe.control import answer, read_fields
 from devkit.stripe.errors import ApiError, Json
 from devkit.stripe.world import World, visible
@@ -62,8 +63,7 @@ def environment() -> Environment:
     found = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined
     )
-    found.filters["money"] = money
-    found.filters["day"] = day
+    found.filters.update({"money": money, "day": day})  # pyright: ignore[reportCallIssue, reportArgumentType] - too narrow upstream
     return found
 
 
@@ -125,15 +125,16 @@ class Pages:
         return answer({**{name: session[name] for name in names}, "redirect_url": checkout.redirect_url(session)})
 
     def _complete(self, session_id: str, fields: Json) -> Json:
-        with self.world.store.transaction():
-            session = checkout.complete(
-                self.world,
-                session_id,
-                card=str(fields.get("card") or "pm_card_visa"),
-                email=str(fields["email"]) if fields.get("email") else None,
-            )
-        self.world.committed()
-        return session
+        card, email = str(fields.get("card") or "pm_card_visa"), fields.get("email")
+        return self._done(
+            lambda: checkout.complete(self.world, session_id, card=card, email=str(email) if email else None)
+        )
+
+    def _done(self, work: Callable[[], Json]) -> Json:
+        result = self.world.attempt(work)
+        if isinstance(result, ApiError):
+            raise result
+        return result
 
     # Portal
 
@@ -174,14 +175,12 @@ class Pages:
         is_script = "application/json" in request.headers.get("accept", "")
         try:
             fields = await read_fields(request)
-            with self.world.store.transaction():
-                changed = portal.act(self.world, name, action, fields)
+            changed = self._done(lambda: portal.act(self.world, name, action, fields))
         except ApiError as error:
             found = self.world.store.find(name, portal.KIND)
             if is_script or found is None:
                 return answer(error.body(), error.status) if is_script else self.lost(error)
             return self._portal_page(found, problem=error.message, note=None)
-        self.world.committed()
         return answer(visible(changed)) if is_script else RedirectResponse(f"/portal/{name}?done={quote(action)}", 303)
 
     # Invoices and receipts
@@ -195,18 +194,20 @@ class Pages:
 
     async def pay_invoice(self, request: Request) -> Response:
         """The Pay button of an open invoice, with a card that pays."""
+        name = request.path_params["id"]
         try:
-            with self.world.store.transaction():
-                before = self.world.need("invoice", request.path_params["id"])
-                if before["status"] != "open":
-                    raise ApiError.invalid(f"The invoice is {before['status']}.")
-                method = portal.customers.attach(self.world, "pm_card_visa", before["customer"])
-                after, decline = lifecycle.collect(self.world, before, method["id"])
+            paid = self._done(lambda: self._pay_with_visa(name))
         except ApiError as error:
             return self.lost(error)
-        self.world.committed()
-        problem = None if decline is None else "The payment was declined."
-        return self.page("invoice.html", 200 if problem is None else 402, invoice=after, problem=problem)
+        problem = None if paid["status"] == "paid" else "The payment was declined."
+        return self.page("invoice.html", 200 if problem is None else 402, invoice=paid, problem=problem)
+
+    def _pay_with_visa(self, invoice_id: str) -> Json:
+        invoice = self.world.need("invoice", invoice_id)
+        if invoice["status"] != "open":
+            raise ApiError.invalid(f"The invoice is {invoice['status']}.")
+        method = customers.attach(self.world, "pm_card_visa", invoice["customer"])
+        return lifecycle.collect(self.world, invoice, method["id"])[0]
 
     async def invoice_pdf(self, request: Request) -> Response:
         try:
@@ -244,9 +245,10 @@ def one_page_pdf(lines: list[str]) -> bytes:
     objects = [
         "<< /Type /Catalog /Pages 2 0 R >>",
         "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 595 842] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
+        "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 595 842] /Contents 4 0 R /Resources 6 0 R >>",
         f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream",
         "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+        "<< /Font << /F1 5 0 R >> >>",
     ]
     out, places = "%PDF-1.4\n", list[int]()
     for number, body in enumerate(objects, 1):

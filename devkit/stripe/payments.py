@@ -75,6 +75,7 @@ def decide(world: World, customer: str | None, method: Json) -> str | None:
     if row is None:
         return cast("str | None", method["_behaviour"])
     world.store.sql.execute("DELETE FROM outcomes WHERE id = ?", (row["id"],))
+    world.spent.append(row["id"])
     return None if row["outcome"] == "succeed" else cast("str", row["outcome"])
 
 
@@ -84,7 +85,7 @@ def attempt(world: World, intent: Json, method_id: str | None) -> tuple[Json, st
     if method is None:
         return intent, NO_METHOD
     decline = decide(world, intent["customer"], method)
-    after = copied(intent) | {"payment_method": method["id"]}
+    after: Json = copied(intent) | {"payment_method": method["id"]}
     if decline == "authentication_required":
         after |= {"status": "requires_action", "next_action": {"type": "use_stripe_sdk", "use_stripe_sdk": {}}}
         return world.change(intent, after, "payment_intent.requires_action"), decline
@@ -236,7 +237,7 @@ def create_refund(world: World, call: Call) -> Json:
     }
     world.add(body, "refund.created")
     refunded = charge["amount_refunded"] + amount
-    after = copied(charge) | {"amount_refunded": refunded, "refunded": refunded == charge["amount_captured"]}
+    after: Json = copied(charge) | {"amount_refunded": refunded, "refunded": refunded == charge["amount_captured"]}
     world.change(charge, after, "charge.refunded")
     return body
 
@@ -321,7 +322,7 @@ def update_dispute(world: World, call: Call) -> Json:
     params = call.params
     params.only(("evidence", "metadata", "submit"))
     before = world.need("dispute", call.ids[0])
-    after = copied(before) | {"metadata": merge_metadata(before["metadata"], params)}
+    after: Json = copied(before) | {"metadata": merge_metadata(before["metadata"], params)}
     if "evidence" in params:
         after["evidence"] |= params.plain("evidence") or {}
         after["evidence_details"]["has_evidence"] = True

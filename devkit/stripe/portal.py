@@ -151,7 +151,7 @@ def act(world: World, session_id: str, action: str, fields: Json) -> Json:
 def _use_for_all(world: World, customer: str, method: str) -> None:
     for subscription in list(world.store.newest_first("subscription", owner=customer)):
         if subscription["status"] not in {"canceled", "incomplete_expired"} and subscription["default_payment_method"]:
-            after = copied(subscription) | {"default_payment_method": method}
+            after: Json = copied(subscription) | {"default_payment_method": method}
             subscriptions.save(world, subscription, after)
 
 

@@ -11,6 +11,7 @@ from devkit.stripe import (
     payments,
     portal,
     subscriptions,
+    thin_events,
 )
 from devkit.stripe.errors import ApiError
 from devkit.stripe.rendering import Include
@@ -26,6 +27,7 @@ ROUTES: list[Route] = [
     *events.ROUTES,
     *portal.ROUTES,
     *meters.ROUTES,
+    *thin_events.ROUTES,
     *clocks.ROUTES,
 ]
 INCLUDES: dict[tuple[str, str], Include] = {

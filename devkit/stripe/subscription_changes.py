@@ -4,7 +4,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import cast
 
-from devkit.stripe import invoicing, lifecycle
+from devkit.stripe import invoice_lines, lifecycle
 from devkit.stripe.errors import ApiError, Json
 from devkit.stripe.forms import Params, merge_metadata
 from devkit.stripe.lifecycle import Span, clock_of, items_of
@@ -18,7 +18,7 @@ NewItem = Callable[[World, Params, str, int], Json]
 def need_price(world: World, params: Params) -> Json:
     name = params.need("price")
     price = world.need("price", name, param=params.name("price"))
-    if not price["active"]:
+    if not price["active"] and not price.get("_is_inline"):
         raise ApiError.invalid("The price specified is inactive. This field only accepts active prices.", param="price")
     if price["recurring"] is None:
         raise ApiError.invalid(
@@ -116,7 +116,7 @@ def _prorate(world: World, before: Json, after: Json, *, is_new_cycle: bool) -> 
 
 def _cost(item: Json) -> Decimal:
     price = cast("Json", item["price"])
-    return Decimal(invoicing.amount_of(price, item.get("quantity") or 0))
+    return Decimal(invoice_lines.amount_of(price, item.get("quantity") or 0))
 
 
 def _wait(world: World, subscription: Json, item: Json, amount: Decimal, span: Span) -> None:
@@ -125,7 +125,7 @@ def _wait(world: World, subscription: Json, item: Json, amount: Decimal, span: S
         return
     product = world.store.find(item["price"]["product"]) or {}
     word = "Unused time on" if rounded < 0 else "Remaining time on"
-    invoicing.new_invoice_item(
+    invoice_lines.new_invoice_item(
         world,
         customer=world.need("customer", subscription["customer"]),
         amount=rounded,

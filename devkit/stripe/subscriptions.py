@@ -249,10 +249,7 @@ def update_subscription(world: World, call: Call) -> Json:
 
 def apply_update(world: World, before: Json, params: Params) -> Json:
     """Change a running subscription; also what the portal does."""
-    if before["status"] in lifecycle.ENDED:
-        allowed = {"metadata", "cancellation_details", "expand"}
-        if set(params) - allowed:
-            raise ApiError.invalid("A canceled subscription can only update its cancellation_details and metadata.")
+    _refuse_if_ended(before, params)
     after = copied(before)
     after["metadata"] = merge_metadata(before["metadata"], params)
     for name in ("default_payment_method", "description"):
@@ -275,6 +272,12 @@ def apply_update(world: World, before: Json, params: Params) -> Json:
     if params.text("trial_end") == "now" and current["status"] == "trialing":
         lifecycle.end_trial(world, current, at_once=True)
     return world.need("subscription", before["id"])
+
+
+def _refuse_if_ended(subscription: Json, params: Params) -> None:
+    allowed = {"metadata", "cancellation_details", "expand"}
+    if subscription["status"] in lifecycle.ENDED and set(params) - allowed:
+        raise ApiError.invalid("A canceled subscription can only update its cancellation_details and metadata.")
 
 
 def _pause_collection(params: Params) -> Json | None:
@@ -332,7 +335,7 @@ def resume_subscription(world: World, call: Call) -> Json:
         world.emit("customer.subscription.resumed", after)
         return after
     ahead = Span(start=now, end=next_boundary(now, items_of(before)[0]["price"], now))
-    moved = copied(before) | {"billing_cycle_anchor": now}
+    moved: Json = copied(before) | {"billing_cycle_anchor": now}
     lifecycle.set_period(moved, ahead)
     after, invoice = lifecycle.bill(world, moved, "subscription_update", ahead=ahead)
     after["_resumes_with"] = invoice["id"]

@@ -1,7 +1,7 @@
 """What every call works on: the store, the clocks, the identifiers and the events that changes give rise to."""
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,10 +65,31 @@ class World:
         self.seeds = seeds
         self.cause: Call | None = None
         self.on_commit: list[Callable[[], None]] = []
+        self.spent: list[int] = []
         self._at: tuple[str, int] | None = None
 
     def new_id(self, prefix: str) -> str:
         return f"{prefix}_{secrets.token_hex(12)}"
+
+    def attempt(self, work: Callable[[], Json]) -> Json | ApiError:
+        """Do one thing in one transaction and give its result, or the error that ended it.
+
+        An error undoes the work unless it keeps its effects. Planned outcomes stay used up either way: a declined
+        card was asked, whatever became of the call.
+        """
+        self.spent.clear()
+        with self.store.transaction():
+            self.store.sql.execute("SAVEPOINT work")
+            try:
+                result: Json | ApiError = work()
+            except ApiError as error:
+                result = error
+            if isinstance(result, ApiError) and not result.keeps_effects:
+                self.store.sql.execute("ROLLBACK TO work")
+                self.store.sql.executemany("DELETE FROM outcomes WHERE id = ?", [(number,) for number in self.spent])
+            self.store.sql.execute("RELEASE work")
+        self.committed()
+        return result
 
     # Time
 
@@ -86,7 +107,7 @@ class World:
         return float(self.store.document("clock_offset_s", 0))
 
     @contextmanager
-    def standing_at(self, clock: str, moment: int) -> Iterator[None]:
+    def standing_at(self, clock: str, moment: int) -> Generator[None]:
         """Work done inside happens at `moment` on that clock, whatever the clock shows now."""
         before, self._at = self._at, (clock, moment)
         try:
@@ -182,6 +203,11 @@ def _stripped(value: Any) -> Any:
 def copied(body: Json) -> Json:
     """A deep copy with everything in it, to be changed and compared with the original."""
     return cast("Json", orjson.loads(orjson.dumps(body)))
+
+
+def inner(body: Json, name: str) -> Json:
+    """The object under a field; an empty one when the field is absent or null."""
+    return cast("Json", body.get(name) or {})
 
 
 def difference(before: Json, after: Json) -> Json:
