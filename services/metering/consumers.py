@@ -1,8 +1,62 @@
 """Events metering consumes: one plain function each, run in the runner's transaction."""
 
 from collections.abc import Sequence
-from typing import Final
+from functools import partial
+
+import structlog
 
 from libs.common.broker import Subscription
+from libs.common.database import Connection
+from libs.common.events.agents import RunFinished, RunProposed
+from libs.common.events.gateway import EntitlementsChanged, RunRequested, UserDeleted
+from libs.common.plans import Plans
+from services.metering import operations
+from services.metering.domain import Metric, cost_of_run
 
-SUBSCRIPTIONS: Final[Sequence[Subscription]] = ()
+log = structlog.get_logger(__name__)
+
+
+async def on_entitlements_changed(event: EntitlementsChanged, conn: Connection) -> None:
+    await operations.change_entitlements(conn, event)
+
+
+async def on_run_requested(event: RunRequested, conn: Connection) -> None:
+    if await operations.confirm_hold(conn, hold_id=event.run_id, user_id=event.user_id):
+        log.warning("hold_reopened", hold_id=str(event.run_id))
+
+
+async def on_run_finished(event: RunFinished, conn: Connection, *, plans: Plans) -> None:
+    used = cost_of_run(
+        outcome=event.outcome,
+        is_billable=event.is_billable,
+        input_tokens=event.input_tokens,
+        output_tokens=event.output_tokens,
+    )
+    attributes = {
+        "outcome": event.outcome,
+        "agent_type": event.agent_type,
+        "model": event.model_used,
+        "cost_micro_usd": event.cost_micro_usd,
+    }
+    await operations.settle_hold(
+        conn, plans, hold_id=event.run_id, user_id=event.user_id, used=used, attributes=attributes
+    )
+
+
+async def on_run_proposed(event: RunProposed, conn: Connection, *, plans: Plans) -> None:
+    amounts = {Metric.RUNS: 1, Metric.TOKENS: event.max_tokens}
+    await operations.answer_proposal(conn, plans, run_id=event.run_id, user_id=event.user_id, amounts=amounts)
+
+
+async def on_user_deleted(event: UserDeleted, conn: Connection) -> None:
+    await operations.erase_user(conn, user_id=event.user_id)
+
+
+def subscriptions(plans: Plans) -> Sequence[Subscription]:
+    return (
+        Subscription(event=EntitlementsChanged, handler=on_entitlements_changed),
+        Subscription(event=RunRequested, handler=on_run_requested),
+        Subscription(event=RunFinished, handler=partial(on_run_finished, plans=plans)),
+        Subscription(event=RunProposed, handler=partial(on_run_proposed, plans=plans)),
+        Subscription(event=UserDeleted, handler=on_user_deleted),
+    )

@@ -2,23 +2,56 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Final
 
 from libs.common.backbone import open_backbone
+from libs.common.broker import QueueState, queue_name
 from libs.common.clock import Clock, system_clock
+from libs.common.database import Database
+from libs.common.events.gateway import RunRequested
+from libs.common.health import Check, Finding, at_most
+from libs.common.plans import Plans, load_plans
 from libs.common.process import Service
-from services.metering.consumers import SUBSCRIPTIONS
+from services.metering import queries
+from services.metering.api import Routes
+from services.metering.consumers import subscriptions
+from services.metering.jobs import HoldSweeper
 from services.metering.settings import Settings
+
+MAX_OVERDUE_S: Final = 120
 
 
 @asynccontextmanager
-async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGenerator[Service, None]:
-    async with open_backbone(settings, service="metering", subscriptions=SUBSCRIPTIONS, clock=clock) as backbone:
-        checks = backbone.checks()
+async def build(
+    settings: Settings, *, plans: Plans | None = None, clock: Clock = system_clock
+) -> AsyncGenerator[Service, None]:
+    plans = plans or load_plans()
+    async with open_backbone(settings, service="metering", subscriptions=subscriptions(plans), clock=clock) as backbone:
+        news_queue = queue_name("metering", RunRequested.type)
+
+        def news_state() -> QueueState | None:
+            return backbone.consumer.states().get(news_queue)
+
+        sweeper = HoldSweeper(backbone.database, news_state)
+        checks = [
+            *backbone.checks(),
+            Check(
+                name="holds_expired_unswept_s",
+                probe=lambda: _check_overdue(backbone.database),
+                runbook="holds-not-swept",
+            ),
+        ]
         app = backbone.new_app(checks)
+        app.include_router(Routes(backbone.database, plans).router())
         yield Service(
             name="metering",
             app=backbone.edge(app),
             health_app=backbone.health_app(checks),
             common_loops=backbone.common_loops,
-            worker_loops=backbone.worker_loops,
+            worker_loops=(*backbone.worker_loops, sweeper.run),
         )
+
+
+async def _check_overdue(database: Database) -> Finding:
+    async with database.transaction() as conn:
+        return at_most(await queries.oldest_overdue_s(conn), MAX_OVERDUE_S)
