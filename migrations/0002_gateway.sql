@@ -249,7 +249,7 @@ CREATE TABLE gateway.erasures (
 -- The first request with a key claims the row; its answer is kept byte for byte. `resource_id` is chosen at the claim,
 -- so that a retry after a crash makes the same resource instead of a second one.
 CREATE TABLE gateway.idempotency_keys (
-    user_id uuid NOT NULL,
+    user_id uuid NOT NULL REFERENCES auth.users (id) ON DELETE CASCADE,
     key text NOT NULL,
     request_hash bytea NOT NULL,
     resource_id uuid NOT NULL,
@@ -260,6 +260,19 @@ CREATE TABLE gateway.idempotency_keys (
     PRIMARY KEY (user_id, key)
 );
 CREATE INDEX idempotency_keys_claimed_at ON gateway.idempotency_keys (claimed_at);
+
+-- What a user's own event stream tells. Ordered by transaction, then id: ids alone may commit out of order, and a reader
+-- behind the oldest running transaction misses nothing.
+CREATE TABLE gateway.user_events (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    user_id uuid NOT NULL REFERENCES auth.users (id) ON DELETE CASCADE,
+    type text NOT NULL,
+    data jsonb NOT NULL,
+    at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX user_events_user ON gateway.user_events (user_id, xid, id);
+CREATE INDEX user_events_at ON gateway.user_events (at);
 
 CREATE TABLE gateway.switches (
     name text PRIMARY KEY,
@@ -283,7 +296,12 @@ CREATE TABLE gateway.audit_log (
 CREATE INDEX audit_log_at ON gateway.audit_log (at DESC);
 CREATE INDEX audit_log_subject ON gateway.audit_log (subject, at DESC);
 
-GRANT SELECT, INSERT, UPDATE, DELETE ON gateway.idempotency_keys, gateway.switches TO venture_gateway;
+ALTER TABLE gateway.idempotency_keys ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE gateway.user_events ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+CREATE POLICY idempotency_keys_gateway ON gateway.idempotency_keys TO venture_gateway USING (true) WITH CHECK (true);
+CREATE POLICY user_events_gateway ON gateway.user_events TO venture_gateway USING (true) WITH CHECK (true);
+
+GRANT SELECT, INSERT, UPDATE, DELETE ON gateway.idempotency_keys, gateway.switches, gateway.user_events TO venture_gateway;
 GRANT SELECT, INSERT, UPDATE ON gateway.erasures TO venture_gateway;
 GRANT SELECT, INSERT ON gateway.audit_log TO venture_gateway, venture_operator;  -- append-only by grant
 GRANT SELECT ON gateway.erasures, gateway.switches TO venture_operator;

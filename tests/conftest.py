@@ -10,6 +10,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from libs.common.telemetry import configure_logging
 from tests.harness.database import TestDatabase, new_database
 from tests.harness.servers import Servers, start_servers
 from tests.harness.services import Place
@@ -34,6 +35,7 @@ class SharedServers:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    configure_logging(service="tests", level="WARNING")
     workers = getattr(config.option, "numprocesses", None)
     if workers and not hasattr(config, "workerinput"):
         config.pluginmanager.register(SharedServers(workers), "shared-servers")

@@ -14,3 +14,8 @@ def system_clock() -> datetime:
 def iso_millis(instant: datetime) -> str:
     """Render as the product's JSON does everywhere: `2024-01-01T00:00:00.000Z`."""
     return instant.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def iso_micros(instant: datetime) -> str:
+    """Render with microseconds, as Supabase Auth does: `2024-01-01T00:00:00.000000Z`."""
+    return instant.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -142,7 +142,8 @@ class Edge:
             try:
                 await self._run(scope, receive, exchange, headers)
             finally:
-                route: str = getattr(scope.get("route"), "path", "unmatched")
+                # The pattern, not the path: bounded for metrics, and free of ids. A mounted application has a root path.
+                route = scope.get("root_path", "") + getattr(scope.get("route"), "path", "unmatched")
                 elapsed_s = time.perf_counter() - started
                 current.update_name(f"{scope['method']} {route}")
                 current.set_attribute("http.response.status_code", exchange.status)

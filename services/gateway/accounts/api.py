@@ -1,0 +1,109 @@
+"""HTTP of profile, account and the user's own event stream."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+from fastapi import APIRouter, Header
+from fastapi.responses import JSONResponse, Response
+
+from libs.common.clock import iso_millis
+from libs.common.database import Database, DatabaseUnavailable
+from libs.common.errors import Invalid
+from services.gateway import sse
+from services.gateway.accounts import operations, queries
+from services.gateway.accounts.domain import ProfileChange, ProfileNotFound
+from services.gateway.domain import Identity
+from services.gateway.feed import LiveFeed
+from services.gateway.sessions import CurrentIdentity, StandingCache, require_live_session
+
+POLL_S: Final = 1.0
+PAGE: Final = 100
+_CURSOR: Final = re.compile(r"(\d{1,19})-(\d{1,19})")
+
+
+class AccountRoutes:
+    def __init__(
+        self, *, database: Database, standings: StandingCache, feed: LiveFeed, stopping: asyncio.Event
+    ) -> None:
+        self._database = database
+        self._standings = standings
+        self._feed = feed
+        self._stopping = stopping
+
+    def router(self) -> APIRouter:
+        router = APIRouter(tags=["account"])
+        router.add_api_route("/v1/profile", self.read_profile, methods=["GET"])
+        router.add_api_route("/v1/profile", self.change_profile, methods=["PATCH"])
+        router.add_api_route("/v1/account", self.delete_account, methods=["DELETE"], response_model=None)
+        router.add_api_route("/v1/events", self.events, methods=["GET"], response_model=None)
+        return router
+
+    async def read_profile(self, identity: CurrentIdentity) -> dict[str, Any]:
+        async with self._database.transaction_as(identity.user_claims) as conn:
+            profile = await queries.find_profile(conn, identity.user_id)
+        if profile is None:
+            raise ProfileNotFound("There is no profile for this account.")
+        return {"email": identity.email, **profile}
+
+    async def change_profile(self, body: ProfileChange, identity: CurrentIdentity) -> dict[str, Any]:
+        async with self._database.transaction_as(identity.user_claims) as conn:
+            profile = await operations.change_profile(conn, user_id=identity.user_id, change=body)
+        return {"email": identity.email, **profile}
+
+    async def delete_account(self, identity: CurrentIdentity) -> Response:
+        """Delete the account here at once; the other services erase theirs as the event reaches them."""
+        await require_live_session(self._database, identity)
+        async with self._database.transaction() as conn:
+            await operations.delete_account(conn, identity.user_id)
+        self._standings.forget(identity.user_id)
+        answer = {"status": "deleted", "detail": "Your account is gone; what other services hold is being erased."}
+        return JSONResponse(answer, 202)
+
+    async def events(self, identity: CurrentIdentity, last_event_id: Annotated[str, Header()] = "") -> Response:
+        """The user's own stream: thresholds, plan changes, runs. From `Last-Event-ID` on, else from now."""
+        if last_event_id:
+            match = _CURSOR.fullmatch(last_event_id)
+            if match is None:
+                raise Invalid("Last-Event-ID must be the id of an event of this stream.")
+            after = (int(match[1]), int(match[2]))
+        else:
+            async with self._database.transaction() as conn:
+                after = await queries.latest_user_event(conn, identity.user_id)
+        return sse.stream(self._frames(identity, after))
+
+    async def _frames(self, identity: Identity, after: tuple[int, int]) -> AsyncGenerator[bytes, None]:
+        async with self._feed.listen(user_channel(identity.user_id)) as hints:
+            yield sse.HEARTBEAT
+            quiet_since = time.monotonic()
+            while not self._stopping.is_set():
+                for row in await self._new_events(identity, after):
+                    after = (row["xid"], row["id"])
+                    quiet_since = time.monotonic()
+                    data = {**row["data"], "at": iso_millis(row["at"])}
+                    yield sse.frame(event=row["type"], data=data, event_id=f"{after[0]}-{after[1]}")
+                if time.monotonic() - quiet_since > sse.HEARTBEAT_S:
+                    quiet_since = time.monotonic()
+                    yield sse.HEARTBEAT
+                await _wait(hints)
+
+    async def _new_events(self, identity: Identity, after: tuple[int, int]) -> list[dict[str, Any]]:
+        try:
+            async with self._database.transaction() as conn:
+                return await queries.list_user_events(conn, user_id=identity.user_id, after=after, limit=PAGE)
+        except DatabaseUnavailable:  # an open stream waits for the database instead of breaking
+            return []
+
+
+def user_channel(user_id: UUID) -> str:
+    return f"user:{user_id}"
+
+
+async def _wait(hints: asyncio.Queue[bytes]) -> None:
+    try:
+        await asyncio.wait_for(hints.get(), timeout=POLL_S)
+    except TimeoutError:
+        return

@@ -1,0 +1,168 @@
+"""SQL of profiles, standings, erasures and user events."""
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from libs.common.database import Connection
+from libs.common.events.billing import SubscriptionChanged
+
+
+async def find_profile(conn: Connection, user_id: UUID) -> dict[str, Any] | None:
+    row = await conn.fetchrow(
+        """
+        SELECT user_id, name, role, vertical, stack, tone, risk_tolerance, kpi_focus, perspective, company_context,
+               timezone, subscription_tier, subscription_status, subscription_period_end, created_at, updated_at
+        FROM public.user_profiles WHERE user_id = $1
+        """,
+        user_id,
+    )
+    return dict(row) if row is not None else None
+
+
+async def update_profile(conn: Connection, user_id: UUID, changes: Mapping[str, Any]) -> None:
+    await conn.execute(
+        """
+        UPDATE public.user_profiles SET
+            name = coalesce($2, name), role = coalesce($3, role), vertical = coalesce($4, vertical),
+            stack = coalesce($5, stack), tone = coalesce($6, tone), risk_tolerance = coalesce($7, risk_tolerance),
+            kpi_focus = coalesce($8, kpi_focus), perspective = coalesce($9, perspective),
+            company_context = coalesce($10, company_context), timezone = coalesce($11, timezone)
+        WHERE user_id = $1
+        """,
+        user_id,
+        *(
+            changes.get(name)
+            for name in (
+                "name",
+                "role",
+                "vertical",
+                "stack",
+                "tone",
+                "risk_tolerance",
+                "kpi_focus",
+                "perspective",
+                "company_context",
+                "timezone",
+            )
+        ),
+    )
+
+
+async def find_standing(conn: Connection, user_id: UUID) -> dict[str, Any] | None:
+    row = await conn.fetchrow(
+        """
+        SELECT p.subscription_tier, p.premium_features, u.raw_app_meta_data,
+               coalesce(u.banned_until > now(), false) AS is_banned
+        FROM auth.users u JOIN public.user_profiles p ON p.user_id = u.id
+        WHERE u.id = $1 AND u.deleted_at IS NULL
+        """,
+        user_id,
+    )
+    return dict(row) if row is not None else None
+
+
+async def delete_user(conn: Connection, user_id: UUID) -> bool:
+    """The cascade takes sessions, profile and keys; the profile's trigger tells the other services."""
+    return bool(await conn.execute("DELETE FROM auth.users WHERE id = $1", user_id))
+
+
+async def apply_subscription(conn: Connection, event: SubscriptionChanged) -> bool:
+    """Take over the plan unless a newer version already is; the row's trigger tells everybody what it means."""
+    return bool(
+        await conn.execute(
+            """
+            UPDATE public.user_profiles
+            SET subscription_tier = $3, subscription_status = $4, stripe_customer_id = $5,
+                subscription_period_start = $6, subscription_period_end = $7, subscription_version = $2
+            WHERE user_id = $1 AND subscription_version < $2
+            """,
+            event.user_id,
+            event.version,
+            event.tier,
+            event.status,
+            event.stripe_customer_id,
+            event.current_period_start,
+            event.current_period_end,
+        )
+    )
+
+
+async def mark_erased(conn: Connection, *, user_id: UUID, service: str) -> None:
+    await conn.execute(
+        """
+        INSERT INTO gateway.erasures (user_id, billing_at, metering_at, agents_at)
+        VALUES ($1, CASE $2 WHEN 'billing' THEN now() END, CASE $2 WHEN 'metering' THEN now() END,
+                CASE $2 WHEN 'agents' THEN now() END)
+        ON CONFLICT (user_id) DO UPDATE  -- the trigger of the deletion made the row; the services' answers race
+        SET billing_at = coalesce(erasures.billing_at, excluded.billing_at),
+            metering_at = coalesce(erasures.metering_at, excluded.metering_at),
+            agents_at = coalesce(erasures.agents_at, excluded.agents_at)
+        """,
+        user_id,
+        service,
+    )
+
+
+async def find_erasure(conn: Connection, user_id: UUID) -> dict[str, Any] | None:
+    row = await conn.fetchrow(
+        "SELECT user_id, requested_at, billing_at, metering_at, agents_at FROM gateway.erasures WHERE user_id = $1",
+        user_id,
+    )
+    return dict(row) if row is not None else None
+
+
+async def insert_user_event(conn: Connection, *, user_id: UUID, event_type: str, data: Mapping[str, Any]) -> None:
+    """Add to the user's stream; nothing for a user who is gone."""
+    await conn.execute(
+        """
+        INSERT INTO gateway.user_events (user_id, type, data)
+        SELECT id, $2, $3 FROM auth.users WHERE id = $1
+        FOR KEY SHARE  -- a deletion at the same time waits for this row, and then takes it along
+        """,
+        user_id,
+        event_type,
+        dict(data),
+    )
+
+
+async def list_user_events(
+    conn: Connection, *, user_id: UUID, after: tuple[int, int], limit: int
+) -> list[dict[str, Any]]:
+    """Events behind the cursor, up to the oldest transaction still running: nothing can commit behind them any more."""
+    rows = await conn.fetch(
+        """
+        SELECT xid::text::bigint AS xid, id, type, data, at
+        FROM gateway.user_events
+        WHERE user_id = $1 AND (xid, id) > ($2::text::xid8, $3) AND xid < pg_snapshot_xmin(pg_current_snapshot())
+        ORDER BY xid, id
+        LIMIT $4
+        """,
+        user_id,
+        str(after[0]),
+        after[1],
+        limit,
+    )
+    return [dict(row) for row in rows]
+
+
+async def latest_user_event(conn: Connection, user_id: UUID) -> tuple[int, int]:
+    row = await conn.fetchrow(
+        """
+        SELECT xid::text::bigint AS xid, id FROM gateway.user_events
+        WHERE user_id = $1 AND xid < pg_snapshot_xmin(pg_current_snapshot())
+        ORDER BY xid DESC, id DESC LIMIT 1
+        """,
+        user_id,
+    )
+    return (row["xid"], row["id"]) if row is not None else (0, 0)
+
+
+async def delete_old_user_events(conn: Connection) -> int:
+    return await conn.execute(
+        """
+        DELETE FROM gateway.user_events WHERE id IN (
+            SELECT id FROM gateway.user_events WHERE at < now() - interval '7 days' LIMIT 5000
+        )
+        """
+    )

@@ -1,0 +1,1 @@
+"""Sign-in: the HTTP contract of Supabase Auth for e-mail and password products."""

@@ -1,0 +1,94 @@
+"""Events the gateway consumes: plans into profiles, erasures into their record, the rest into users' own streams."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+from uuid import UUID
+
+import structlog
+
+from libs.common.broker import Handler, Subscription
+from libs.common.database import Connection
+from libs.common.events import Event, agents, billing, gateway, metering
+from libs.common.redis import Redis, RedisError
+from services.gateway.accounts import queries
+from services.gateway.accounts.api import user_channel
+from services.gateway.sessions import StandingCache
+
+log = structlog.get_logger(__name__)
+
+# What each event is called in the user's stream, and which of its facts are told there.
+_TOLD: Final[dict[type[Event], str]] = {
+    gateway.EntitlementsChanged: "entitlements.changed",
+    billing.PaymentFailed: "billing.payment_failed",
+    billing.InvoicePaid: "billing.invoice_paid",
+    metering.UsageSettled: "usage.settled",
+    metering.ThresholdReached: "usage.threshold_reached",
+    agents.RunStarted: "run.started",
+    agents.RunFinished: "run.finished",
+    agents.BackgroundEventReceived: "background_event.received",
+}
+_WITHHELD: Final = {"stripe_customer_id", "user_id"}
+
+
+class Announcer:
+    """Hints to open streams, through Redis, after the row they point to has committed; losing one costs a second."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._pending: set[UUID] = set()
+        self._woken = asyncio.Event()
+
+    def note(self, user_id: UUID) -> None:
+        self._pending.add(user_id)
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            while self._pending:
+                user_id = self._pending.pop()
+                try:
+                    await self._redis.publish(user_channel(user_id), b"1")  # pyright: ignore[reportUnknownMemberType]
+                except (RedisError, OSError, TimeoutError) as error:
+                    log.info("hint_lost", error=type(error).__name__)
+
+
+def _tell(event_type: type[Event], announcer: Announcer, standings: StandingCache) -> Handler:
+    name = _TOLD[event_type]
+
+    async def on_told(event: Any, conn: Connection) -> None:
+        data = event.model_dump(mode="json", exclude=_WITHHELD)
+        await queries.insert_user_event(conn, user_id=event.user_id, event_type=name, data=data)
+        announcer.note(event.user_id)
+        if isinstance(event, gateway.EntitlementsChanged):
+            standings.forget(event.user_id)
+
+    return on_told
+
+
+async def on_subscription_changed(event: billing.SubscriptionChanged, conn: Connection) -> None:
+    await queries.apply_subscription(conn, event)
+
+
+def _erased(service: str) -> Handler:
+    async def on_user_erased(event: Any, conn: Connection) -> None:
+        await queries.mark_erased(conn, user_id=event.user_id, service=service)
+
+    return on_user_erased
+
+
+def subscriptions(announcer: Announcer, standings: StandingCache) -> Sequence[Subscription]:
+    return (
+        Subscription(event=billing.SubscriptionChanged, handler=on_subscription_changed),
+        Subscription(event=billing.UserErasedByBilling, handler=_erased("billing")),
+        Subscription(event=metering.UserErasedByMetering, handler=_erased("metering")),
+        Subscription(event=agents.UserErasedByAgents, handler=_erased("agents")),
+        *(
+            Subscription(event=event_type, handler=_tell(event_type, announcer, standings), wake=announcer.wake)
+            for event_type in _TOLD
+        ),
+    )

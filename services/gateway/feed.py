@@ -1,0 +1,82 @@
+"""Live hints through Redis: one subscription connection for the whole process, dispatched to whoever listens.
+
+Nothing depends on a hint arriving: whoever listens also looks into the tables, only less often.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import structlog
+
+from libs.common.redis import Redis, RedisError
+
+log = structlog.get_logger(__name__)
+
+QUEUE_SIZE: Final = 256
+"""A reader that stops reading costs this many messages at most; what it misses it fetches by sequence number."""
+READ_TIMEOUT_S: Final = 5.0
+RETRY_S: Final = 0.5
+
+
+class LiveFeed:
+    def __init__(self, redis: Redis) -> None:
+        self._pubsub: Any = redis.pubsub(ignore_subscribe_messages=True)  # pyright: ignore[reportUnknownMemberType]
+        self._listeners: dict[str, set[asyncio.Queue[bytes]]] = {}
+        self._subscribed = asyncio.Event()
+        self.is_up = True
+
+    async def run(self) -> None:
+        """Read for ever. While Redis is away, listeners keep to their polling; channels are taken up again after."""
+        while True:
+            await self._subscribed.wait()
+            try:
+                message = await self._pubsub.get_message(timeout=READ_TIMEOUT_S)
+                self.is_up = True
+            except (RedisError, OSError, TimeoutError, RuntimeError) as error:
+                if self.is_up:
+                    log.warning("live_feed_down", error=type(error).__name__)
+                self.is_up = False
+                await asyncio.sleep(RETRY_S)
+                await self._resubscribe()
+                continue
+            if message is not None:
+                self._dispatch(message["channel"].decode(), message["data"])
+
+    @asynccontextmanager
+    async def listen(self, channel: str) -> AsyncGenerator[asyncio.Queue[bytes], None]:
+        queue: asyncio.Queue[bytes] = asyncio.Queue(QUEUE_SIZE)
+        listeners = self._listeners.setdefault(channel, set())
+        listeners.add(queue)
+        try:
+            if len(listeners) == 1:
+                await self._try("subscribe", channel)
+                self._subscribed.set()
+            yield queue
+        finally:
+            listeners.discard(queue)
+            if not listeners and self._listeners.pop(channel, None) is not None:
+                await self._try("unsubscribe", channel)
+                if not self._listeners:
+                    self._subscribed.clear()
+
+    def _dispatch(self, channel: str, data: bytes) -> None:
+        for queue in self._listeners.get(channel, ()):
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(data)
+
+    async def _try(self, command: str, channel: str) -> None:
+        try:
+            await getattr(self._pubsub, command)(channel)
+        except (RedisError, OSError, TimeoutError) as error:
+            self.is_up = False
+            log.info("live_feed_command_failed", command=command, error=type(error).__name__)
+
+    async def _resubscribe(self) -> None:
+        if self._listeners:
+            await self._try("subscribe", next(iter(self._listeners)))
+
+    async def close(self) -> None:
+        await self._pubsub.aclose()

@@ -1,0 +1,186 @@
+"""Every request passes here once: who is it, is the house open, has it asked too often. Pure ASGI, one Redis call."""
+
+import ipaddress
+from collections.abc import Sequence
+from typing import Final
+
+import orjson
+from fastapi import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from libs.common.errors import VentureError
+from libs.common.http import problem
+from libs.common.plans import Plans
+from services.gateway.auth.errors import render, translate
+from services.gateway.auth.tokens import AccessTokens, ApiKeys
+from services.gateway.domain import AccountBanned, Identity, RateLimited, SignInRequired, Standing
+from services.gateway.limits import Limit, RateLimiter, Verdict
+from services.gateway.sessions import Standings
+from services.gateway.switches.state import Switches
+
+MAINTENANCE_RETRY_S: Final = 3600
+MAINTENANCE_BODY: Final = orjson.dumps(
+    {"error": "Service temporarily unavailable for maintenance", "retryAfter": MAINTENANCE_RETRY_S}
+)
+_ALWAYS_OPEN: Final = ("/health", "/webhooks/", "/billing/webhook")
+_AUTH: Final = "/auth/v1"
+# What guesses passwords or codes, or makes accounts or mail; a refresh is neither.
+_SIGN_IN_PATHS: Final = tuple(
+    f"{_AUTH}/{name}" for name in ("signup", "recover", "otp", "verify", "resend", "magiclink")
+)
+
+
+class Gate:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        tokens: AccessTokens,
+        keys: ApiKeys,
+        standings: Standings,
+        switches: Switches,
+        limiter: RateLimiter,
+        plans: Plans,
+        general: Limit,
+        sign_in: Limit,
+        trusted_proxy_hops: int,
+    ) -> None:
+        self._app = app
+        self._tokens = tokens
+        self._keys = keys
+        self._standings = standings
+        self._switches = switches
+        self._limiter = limiter
+        self._plans = plans
+        self._general = general
+        self._sign_in = sign_in
+        self._hops = trusted_proxy_hops
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope.get("path", "")
+        if scope["type"] != "http" or path.startswith(_ALWAYS_OPEN):
+            await self._app(scope, receive, send)
+            return
+        try:
+            verdict = await self._admit(scope, path)
+        except VentureError as error:
+            await _refuse(error, scope, path)(scope, receive, send)
+            return
+        if verdict is None:
+            headers = {"Retry-After": str(MAINTENANCE_RETRY_S)}
+            closed = Response(MAINTENANCE_BODY, 503, headers, media_type="application/json")
+            await closed(scope, receive, send)
+            return
+        await self._app(scope, receive, _with_limit_headers(send, verdict) if verdict.limit.max_requests else send)
+
+    async def _admit(self, scope: Scope, path: str) -> Verdict | None:
+        """The rate limiter's verdict, or None for a house that is closed. Raises what the caller is to be told."""
+        headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        if path.startswith(_AUTH):
+            return await self._admit_to_auth(scope, path, headers)
+        identity = self._identify(headers)
+        standing = await self._standings.of(identity) if identity is not None else None
+        if self._switches.in_maintenance(_route_group(path)) and not (standing is not None and standing.is_admin):
+            return None
+        state = scope.setdefault("state", {})
+        if identity is None or standing is None:
+            return await self._take(f"ip:{self._client(scope, headers)}", self._general)
+        if standing.is_banned:
+            raise AccountBanned("This account is banned.")
+        state["identity"], state["standing"] = identity, standing
+        return await self._take(f"user:{identity.user_id}", self._limit_of(standing))
+
+    async def _admit_to_auth(self, scope: Scope, path: str, headers: Sequence[tuple[bytes, bytes]]) -> Verdict | None:
+        bearer = _bearer(headers)
+        if bearer is not None and self._keys.is_service_role(bearer):
+            return _UNLIMITED
+        if self._switches.in_maintenance("auth"):
+            return None
+        client = self._client(scope, headers)
+        is_sign_in = path in _SIGN_IN_PATHS or (
+            path == f"{_AUTH}/token" and b"grant_type=refresh_token" not in scope["query_string"]
+        )
+        return await self._take(f"ip:{client}", self._sign_in if is_sign_in else self._general)
+
+    async def _take(self, subject: str, limit: Limit) -> Verdict:
+        verdict = await self._limiter.take(subject, limit)
+        if not verdict.allowed:
+            raise RateLimited(
+                f"Too many requests: {limit.max_requests} in {limit.window_ms // 1000} s are allowed here.",
+                retry_after_s=verdict.retry_after_s,
+                limit=limit.max_requests,
+                window_s=limit.window_ms // 1000,
+            )
+        return verdict
+
+    def _limit_of(self, standing: Standing) -> Limit:
+        factor = self._plans.tier(standing.tier).rate_factor
+        return Limit(
+            name=self._general.name,
+            max_requests=self._general.max_requests * factor,
+            window_ms=self._general.window_ms,
+        )
+
+    def _identify(self, headers: Sequence[tuple[bytes, bytes]]) -> Identity | None:
+        if sum(1 for name, _ in headers if name == b"authorization") > 1:
+            raise SignInRequired("Send one Authorization header.")
+        bearer = _bearer(headers)
+        # supabase-js sends the anon key as the bearer of whoever is not signed in.
+        if bearer is None or self._keys.role_of(bearer) == "anon":
+            return None
+        return self._tokens.verify(bearer)
+
+    def _client(self, scope: Scope, headers: Sequence[tuple[bytes, bytes]]) -> str:
+        """The client's network: an IPv4 address or an IPv6 /64. Only as many proxy hops are believed as are ours."""
+        address = scope["client"][0] if scope.get("client") else "unknown"
+        if self._hops:
+            chain = [
+                part.strip()
+                for name, value in headers
+                if name == b"x-forwarded-for"
+                for part in value.decode("latin-1").split(",")
+            ]
+            if len(chain) >= self._hops:
+                address = chain[-self._hops]
+        try:
+            ip = ipaddress.ip_address(address)
+        except ValueError:
+            return "unknown"
+        return str(ipaddress.ip_network((ip, 64), strict=False)) if ip.version == 6 else str(ip)  # noqa: PLR2004
+
+
+_UNLIMITED: Final = Verdict(
+    allowed=True, remaining=0, retry_after_s=0, reset_s=0, limit=Limit(name="none", max_requests=0, window_ms=1000)
+)
+
+
+def _bearer(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
+    value = next((value for name, value in headers if name == b"authorization"), b"")
+    return value[7:].decode("latin-1") if value[:7].lower() == b"bearer " else None
+
+
+def _route_group(path: str) -> str:
+    """The part of the house a path belongs to: `/v1/runs/…` is `runs`."""
+    parts = path.split("/", 3)
+    return parts[2] if len(parts) > 2 and parts[1] == "v1" else "pages"  # noqa: PLR2004
+
+
+def _refuse(error: VentureError, scope: Scope, path: str) -> Response:
+    if not path.startswith(_AUTH):
+        return problem(error)
+    version = next(
+        (value.decode("latin-1") for name, value in scope["headers"] if name == b"x-supabase-api-version"), None
+    )
+    response = render(translate(error), api_version=version)
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(error.retry_after_s)
+    return response
+
+
+def _with_limit_headers(send: Send, verdict: Verdict) -> Send:
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], *verdict.headers()]
+        await send(message)
+
+    return send_with_headers

@@ -1,0 +1,121 @@
+"""Rate limits: GCRA in one Lua call on Redis's own clock, and a local limiter of the same shape when Redis is away."""
+
+import hashlib
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+
+from libs.common.redis import Redis, RedisError
+
+log = structlog.get_logger(__name__)
+
+RETRY_REDIS_AFTER_S: Final = 1.0
+_LOCAL_KEYS: Final = 50_000
+
+# KEYS[1]: the bucket. ARGV: microseconds per request, burst tolerance in microseconds.
+# Returns {allowed, microseconds until a request would be allowed, microseconds until the bucket is empty}.
+_GCRA: Final = """
+local now = redis.call('TIME')
+now = now[1] * 1000000 + now[2]
+local interval = tonumber(ARGV[1])
+local tolerance = tonumber(ARGV[2])
+local tat = tonumber(redis.call('GET', KEYS[1]) or now)
+if tat < now then tat = now end
+local over = tat + interval - tolerance - now
+if over > 0 then
+    return {0, over, tat - now}
+end
+tat = tat + interval
+redis.call('SET', KEYS[1], string.format('%.0f', tat), 'PX', math.ceil((tat - now) / 1000))
+return {1, 0, tat - now}
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """So many requests in a window, all of which may come at once."""
+
+    name: str
+    max_requests: int
+    window_ms: int
+
+    @property
+    def interval_us(self) -> int:
+        return max(1, self.window_ms * 1000 // self.max_requests)
+
+    @property
+    def tolerance_us(self) -> int:
+        return self.interval_us * self.max_requests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    allowed: bool
+    remaining: int
+    retry_after_s: int
+    reset_s: int
+    limit: Limit
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """draft-ietf-httpapi-ratelimit-headers: quota and window are the policy, what is left until when the state."""
+        limit = self.limit
+        return [
+            (b"ratelimit-policy", f'"{limit.name}";q={limit.max_requests};w={limit.window_ms // 1000}'.encode()),
+            (b"ratelimit", f'"{limit.name}";r={self.remaining};t={self.reset_s}'.encode()),
+        ]
+
+
+def judge(limit: Limit, *, allowed: bool, over_us: float, until_empty_us: float) -> Verdict:
+    used = until_empty_us / limit.interval_us
+    return Verdict(
+        allowed=allowed,
+        remaining=max(0, int(limit.max_requests - used + 1e-6)),
+        retry_after_s=0 if allowed else max(1, -int(-over_us // 1_000_000)),
+        reset_s=max(0, -int(-until_empty_us // 1_000_000)),
+        limit=limit,
+    )
+
+
+class LocalLimiter:
+    """The same rule in this process's memory, for when Redis is away. Bounded: the oldest bucket goes first."""
+
+    def __init__(self) -> None:
+        self._tats: OrderedDict[str, float] = OrderedDict()
+
+    def take(self, key: str, limit: Limit) -> Verdict:
+        now_us = time.monotonic() * 1_000_000
+        tat = max(self._tats.pop(key, now_us), now_us)
+        over_us = tat + limit.interval_us - limit.tolerance_us - now_us
+        allowed = over_us <= 0
+        if allowed:
+            tat += limit.interval_us
+        self._tats[key] = tat
+        if len(self._tats) > _LOCAL_KEYS:
+            self._tats.popitem(last=False)
+        return judge(limit, allowed=allowed, over_us=max(0.0, over_us), until_empty_us=tat - now_us)
+
+
+class RateLimiter:
+    """Counts in Redis, so that replicas share a limit; falls back to memory within the client's timeout, never open."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._script = redis.register_script(_GCRA)
+        self._local = LocalLimiter()
+        self._redis_back_at = 0.0
+
+    async def take(self, subject: str, limit: Limit) -> Verdict:
+        # Hashed: an address or id that came from outside is never part of a key as it came.
+        key = f"rl:{limit.name}:{hashlib.sha256(subject.encode()).hexdigest()[:32]}"
+        if time.monotonic() < self._redis_back_at:
+            return self._local.take(key, limit)
+        try:
+            answer: Any = await self._script(keys=[key], args=[limit.interval_us, limit.tolerance_us])
+        except (RedisError, OSError, TimeoutError) as error:
+            self._redis_back_at = time.monotonic() + RETRY_REDIS_AFTER_S
+            log.warning("rate_limiter_local", error=type(error).__name__)
+            return self._local.take(key, limit)
+        allowed, over_us, until_empty_us = answer
+        return judge(limit, allowed=bool(allowed), over_us=over_us, until_empty_us=until_empty_us)

@@ -1,0 +1,1 @@
+"""Runs at the front door: accepted once, streamed without gaps."""

@@ -1,0 +1,139 @@
+"""HTTP of runs: accept under a hold, read, wait, stream."""
+
+import hashlib
+import re
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+import orjson
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import JSONResponse
+
+from libs.common.clock import iso_millis
+from libs.common.database import Database
+from libs.common.errors import Invalid
+from services.gateway import sse
+from services.gateway.domain import Identity
+from services.gateway.runs import operations, queries
+from services.gateway.runs.domain import RunInput, RunNotFound, not_started_yet, token_bound
+from services.gateway.runs.operations import Claim
+from services.gateway.runs.streams import RunStreams
+from services.gateway.sessions import CurrentIdentity
+from services.gateway.upstreams import Upstream, UpstreamUnavailable, pass_back
+
+MAX_WAIT_S: Final = 60
+_WAIT: Final = re.compile(r"(?:^|[,;\s])wait=(\d{1,4})")
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+
+IdempotencyKey = Annotated[str | None, Header()]
+
+
+class RunRoutes:
+    def __init__(
+        self, *, database: Database, metering: Upstream, agents: Upstream, streams: RunStreams, upgrade_url: str
+    ) -> None:
+        self._database = database
+        self._metering = metering
+        self._agents = agents
+        self._streams = streams
+        self._upgrade_url = upgrade_url
+
+    def router(self) -> APIRouter:
+        router = APIRouter(tags=["runs"])
+        router.add_api_route("/v1/runs", self.create, methods=["POST"], status_code=202, response_model=None)
+        router.add_api_route("/v1/runs/{run_id}", self.read, methods=["GET"], response_model=None)
+        router.add_api_route("/v1/runs/{run_id}/events", self.events, methods=["GET"], response_model=None)
+        return router
+
+    async def create(
+        self,
+        request: Request,
+        body: RunInput,
+        identity: CurrentIdentity,
+        idempotency_key: IdempotencyKey = None,
+        prefer: Annotated[str, Header()] = "",
+    ) -> Response:
+        """Accept a run once: claim the key, hold what it can use at most, record the acceptance, answer 202."""
+        claim = await self._claim(request, identity, idempotency_key)
+        if claim.replay is not None:
+            return Response(claim.replay, claim.replay_status, media_type="application/json")
+        refusal = await self._hold(identity, claim.resource_id, body)
+        if refusal is not None:
+            await self._release_key(identity, idempotency_key)
+            return refusal
+        # From here on a crash or an unknown commit leaves a hold nobody confirms, which metering sweeps.
+        async with self._database.transaction() as conn:
+            answer = await operations.accept_run(
+                conn, user_id=identity.user_id, run_id=claim.resource_id, body=body, key=idempotency_key
+            )
+        return await self._answer(identity, claim.resource_id, answer, prefer)
+
+    async def _claim(self, request: Request, identity: Identity, key: str | None) -> Claim:
+        if key is None:
+            return operations.unclaimed()
+        if not _KEY.fullmatch(key):
+            raise Invalid("Idempotency-Key must be 1 to 255 visible ASCII characters.")
+        request_hash = hashlib.sha256(b"POST /v1/runs\n" + await request.body()).digest()
+        async with self._database.transaction() as conn:
+            return await operations.claim_key(conn, user_id=identity.user_id, key=key, request_hash=request_hash)
+
+    async def _hold(self, identity: Identity, run_id: UUID, body: RunInput) -> Response | None:
+        """Ask metering for the hold; None if it was granted, else the refusal to pass on."""
+        ask = orjson.dumps({"hold_id": str(run_id), "amounts": {"runs": 1, "tokens": token_bound(body)}})
+        response = await self._metering.call(
+            "POST", "/internal/holds", identity=identity, content=ask, headers={"content-type": "application/json"}
+        )
+        if response.is_success:
+            return None
+        if response.status_code != 429:  # noqa: PLR2004
+            raise UpstreamUnavailable("The metering service did not decide.", retry_after_s=2)
+        refusal = {**response.json(), "upgrade_url": self._upgrade_url}
+        headers = {"Retry-After": response.headers.get("retry-after", "60")}
+        return Response(orjson.dumps(refusal), 429, headers, media_type="application/problem+json")
+
+    async def _release_key(self, identity: Identity, key: str | None) -> None:
+        if key is None:
+            return
+        async with self._database.transaction() as conn:
+            await queries.release_key(conn, user_id=identity.user_id, key=key)
+
+    async def _answer(self, identity: Identity, run_id: UUID, answer: bytes, prefer: str) -> Response:
+        wait = _WAIT.search(prefer.lower())
+        if wait is not None:
+            wait_s = min(int(wait[1]), MAX_WAIT_S)
+            if wait_s and await self._streams.wait_until_terminal(identity, run_id, wait_s=wait_s):
+                return await self._read(identity, run_id)
+        return Response(answer, 202, {"Location": f"/v1/runs/{run_id}"}, media_type="application/json")
+
+    async def read(self, run_id: UUID, identity: CurrentIdentity) -> Response:
+        return await self._read(identity, run_id)
+
+    async def _read(self, identity: Identity, run_id: UUID) -> Response:
+        response = await self._agents.call("GET", f"/internal/runs/{run_id}", identity=identity)
+        if response.status_code != 404:  # noqa: PLR2004
+            return pass_back(response)
+        async with self._database.transaction() as conn:
+            row = await queries.find_accepted_run(conn, run_id=run_id, user_id=identity.user_id)
+        if row is None:
+            raise RunNotFound("There is no such run.")
+        return JSONResponse(
+            not_started_yet(run_id, agent_type=row["agent_type"], created_at=iso_millis(row["created_at"]))
+        )
+
+    async def events(
+        self,
+        run_id: UUID,
+        identity: CurrentIdentity,
+        last_event_id: Annotated[str | None, Header()] = None,
+        after: int | None = None,
+    ) -> Any:
+        """Stream from `Last-Event-ID` (or `?after=`) on; from the start without either."""
+        start = _sequence_number(last_event_id) if last_event_id is not None else max(after or 0, 0)
+        await self._streams.require_run(identity, run_id)
+        return sse.stream(self._streams.frames(identity, run_id, after=start))
+
+
+def _sequence_number(last_event_id: str) -> int:
+    if not re.fullmatch(r"\d{0,9}", last_event_id):
+        raise Invalid("Last-Event-ID must be the number of the last event you have seen.")
+    return int(last_event_id or 0)

@@ -1,0 +1,96 @@
+"""Who stands behind a request: the token's identity, and the user's standing as the database had it seconds ago."""
+
+import time
+from collections import OrderedDict
+from typing import Annotated, Final
+from uuid import UUID
+
+from fastapi import Depends, Request
+
+from libs.common.database import Database
+from services.gateway.accounts import queries as accounts
+from services.gateway.auth import queries as auth
+from services.gateway.domain import AdminRequired, Identity, SignInRequired, Standing, is_admin
+
+STANDING_TTL_S: Final = 3.0
+"""Admin rights, bans and tiers take effect within this time in every replica; the promise is 5 s."""
+_CACHE_SIZE: Final = 50_000
+
+
+class StandingCache:
+    """What was read of users lately; whoever learns of a change makes it forget."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[UUID, tuple[float, Standing | None]] = OrderedDict()
+
+    def get(self, user_id: UUID) -> tuple[float, Standing | None] | None:
+        entry = self._entries.get(user_id)
+        return entry if entry is not None and entry[0] > time.monotonic() else None
+
+    def put(self, user_id: UUID, standing: Standing | None) -> None:
+        self._entries[user_id] = (time.monotonic() + STANDING_TTL_S, standing)
+        if len(self._entries) > _CACHE_SIZE:
+            self._entries.popitem(last=False)
+
+    def forget(self, user_id: UUID) -> None:
+        self._entries.pop(user_id, None)
+
+
+class Standings:
+    def __init__(self, database: Database, cache: StandingCache, *, admin_user_ids: tuple[str, ...]) -> None:
+        self._database = database
+        self._cache = cache
+        self._admin_user_ids = admin_user_ids
+
+    async def of(self, identity: Identity) -> Standing:
+        """Raises SignInRequired for an account that no longer exists."""
+        cached = self._cache.get(identity.user_id)
+        if cached is not None:
+            standing = cached[1]
+        else:
+            standing = await self._read(identity.user_id)
+            self._cache.put(identity.user_id, standing)
+        if standing is None:
+            raise SignInRequired("This account does not exist any more.")
+        return standing
+
+    async def _read(self, user_id: UUID) -> Standing | None:
+        async with self._database.transaction() as conn:
+            row = await accounts.find_standing(conn, user_id)
+        if row is None:
+            return None
+        return Standing(
+            tier=row["subscription_tier"],
+            is_admin=is_admin(
+                user_id,
+                features=row["premium_features"],
+                app_metadata=row["raw_app_meta_data"],
+                listed=self._admin_user_ids,
+            ),
+            is_banned=row["is_banned"],
+        )
+
+
+async def require_live_session(database: Database, identity: Identity) -> None:
+    """For money and admin routes: a token whose session was ended is refused at once. Raises SignInRequired."""
+    async with database.transaction() as conn:
+        if identity.session_id is None or not await auth.session_exists(conn, identity.session_id):
+            raise SignInRequired("This session has ended; sign in again.")
+
+
+def _identity(request: Request) -> Identity:
+    identity = getattr(request.state, "identity", None)
+    if not isinstance(identity, Identity):
+        raise SignInRequired("Sign in, and send the access token as a bearer token.")
+    return identity
+
+
+def _admin(request: Request) -> Identity:
+    standing = getattr(request.state, "standing", None)
+    if not isinstance(standing, Standing) or not standing.is_admin:
+        raise AdminRequired("There is nothing here.")
+    return _identity(request)
+
+
+CurrentIdentity = Annotated[Identity, Depends(_identity)]
+CurrentAdmin = Annotated[Identity, Depends(_admin)]

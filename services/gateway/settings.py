@@ -1,0 +1,69 @@
+"""The only module of the gateway that reads the environment."""
+
+import json
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic_settings import NoDecode
+
+from libs.common.settings import CommonSettings, Secret
+
+
+def _split(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _check_signing_keys(value: SecretStr) -> SecretStr:
+    try:
+        keys = json.loads(value.get_secret_value())
+    except ValueError:
+        raise ValueError("is not JSON; it is a list of private ES256 JWKs, the first of which signs") from None
+    if not isinstance(keys, list) or not keys:
+        raise ValueError("is not a list of private ES256 JWKs with at least one key")
+    return value
+
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+
+
+class Settings(CommonSettings):
+    port: int = 8000
+    billing_url: str = "http://127.0.0.1:8001"
+    metering_url: str = "http://127.0.0.1:8002"
+    agents_url: str = "http://127.0.0.1:8003"
+
+    frontend_url: str = "http://localhost:3000"
+    cors_origins: CommaSeparated = ()
+    next_public_supabase_url: str = "http://127.0.0.1:8000"
+    """The address clients know us by; issuer of access tokens and host of every link in a mail."""
+    next_public_supabase_anon_key: Secret
+    supabase_service_role_key: Secret
+    supabase_jwt_secret: Secret
+    auth_signing_keys: Annotated[SecretStr, AfterValidator(_check_signing_keys)]
+    auth_autoconfirm: bool = False
+    access_token_ttl_s: int = Field(default=3600, ge=60, le=604_800)
+    refresh_reuse_interval_s: int = Field(default=10, ge=0, le=3600)
+
+    rate_limit_window_ms: int = Field(default=900_000, ge=1000)
+    rate_limit_max_requests: int = Field(default=100, ge=1)
+    auth_rate_limit_window_ms: int = Field(default=300_000, ge=1000)
+    auth_rate_limit_max_requests: int = Field(default=30, ge=1)
+    trusted_proxy_hops: int = Field(default=0, ge=0, le=10)
+    maintenance_mode: bool = False
+    admin_user_ids: CommaSeparated = ()
+
+    @model_validator(mode="after")
+    def _one_purpose_a_secret(self) -> Self:
+        if self.service_token_secret.get_secret_value() == self.supabase_jwt_secret.get_secret_value():
+            raise ValueError("SERVICE_TOKEN_SECRET and SUPABASE_JWT_SECRET are equal; each purpose has its own secret")
+        if self.environment == "production" and "*" in self.cors_origins:
+            raise ValueError("CORS_ORIGINS is *; name the frontend's origins in production")
+        return self
+
+    @property
+    def issuer(self) -> str:
+        return f"{self.next_public_supabase_url.rstrip('/')}/auth/v1"
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        return [*self.cors_origins] or [self.frontend_url.rstrip("/")]
