@@ -94,10 +94,20 @@ def delete_endpoint(world: World, call: Call) -> Json:
     body = world.need("webhook_endpoint", call.ids[0], noun="webhook endpoint")
     stub: Json = {"id": body["id"], "object": "webhook_endpoint", "deleted": True}
     world.store.mark_deleted(body["id"], stub)
-    world.store.sql.execute(
-        "UPDATE deliveries SET state = 'dropped' WHERE endpoint = ? AND state = 'pending'", (body["id"],)
-    )
+    drop_deliveries(world, body["id"])
     return stub
+
+
+def drop_deliveries(world: World, endpoint_id: str) -> None:
+    """Give up what is still pending for an endpoint; its events wait for it no longer."""
+    rows = world.store.sql.execute(
+        "UPDATE deliveries SET state = 'dropped' WHERE endpoint = ? AND state = 'pending' RETURNING event",
+        (endpoint_id,),
+    ).fetchall()
+    for row in rows:
+        event = world.store.find(row["event"], "event")
+        if event is not None:
+            world.store.put(copied(event) | {"pending_webhooks": max(event["pending_webhooks"] - 1, 0)})
 
 
 ROUTES: list[Route] = [

@@ -38,6 +38,7 @@ def new_intent(world: World, *, amount: int, currency: str, customer: str | None
         "last_payment_error": None,
         "latest_charge": None,
         "livemode": False,
+        "managed_payments": None,
         "metadata": {},
         "next_action": None,
         "on_behalf_of": None,

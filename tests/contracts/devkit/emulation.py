@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 import stripe
@@ -113,9 +113,9 @@ class Emulator(Process):
     def client(self, key: str = "sk_test_contract", *, retries: int = 0) -> stripe.StripeClient:
         return stripe.StripeClient(key, base_addresses={"api": self.url}, max_network_retries=retries)
 
-    def control(self, method: str, path: str, body: dict[str, Any] | None = None, **query: Any) -> dict[str, Any]:
+    def control(self, method: str, action: str, body: dict[str, Any] | None = None, **query: Any) -> dict[str, Any]:
         answer = httpx.request(
-            method, f"{self.url}/_emulator{path}", json=body, params={k: str(v) for k, v in query.items()}, timeout=30
+            method, f"{self.url}/_emulator{action}", json=body, params={k: str(v) for k, v in query.items()}, timeout=30
         )
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
@@ -135,7 +135,7 @@ class Receiver:
     got: list[Delivery] = field(default_factory=list[Delivery])
     url: str = ""
 
-    def __enter__(self) -> "Receiver":
+    def __enter__(self) -> Self:
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -146,12 +146,12 @@ class Receiver:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the base class's
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002, ARG002 - the base class's names
                 return
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/hook"
-        Thread(target=self._server.serve_forever, daemon=True).start()
+        Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -173,7 +173,8 @@ def a_customer(
     clock: str | None = None,
     email: str = "a@b.example",
 ) -> stripe.Customer:
-    customer = client.v1.customers.create({"email": email, **({"test_clock": clock} if clock else {})})
+    fields: Any = {"email": email} | ({"test_clock": clock} if clock else {})
+    customer = client.v1.customers.create(fields)
     if card is not None:
         method = client.v1.payment_methods.attach(card, {"customer": customer.id})
         client.v1.customers.update(customer.id, {"invoice_settings": {"default_payment_method": method.id}})
@@ -185,7 +186,8 @@ def the_price(client: stripe.StripeClient, key: str = "pro_monthly") -> stripe.P
 
 
 def a_subscription(client: stripe.StripeClient, customer: str, **more: Any) -> stripe.Subscription:
-    return client.v1.subscriptions.create({"customer": customer, "items": [{"price": the_price(client).id}], **more})
+    fields: Any = {"customer": customer, "items": [{"price": the_price(client).id}], **more}
+    return client.v1.subscriptions.create(fields)
 
 
 def a_clock(client: stripe.StripeClient, at: int = 1_800_000_000) -> str:

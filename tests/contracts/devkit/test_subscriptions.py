@@ -266,7 +266,8 @@ def test_lists_filter_by_status_customer_and_price(client: stripe.StripeClient) 
     client.v1.subscriptions.cancel(gone)
 
     def listed(**params: Any) -> list[str]:
-        return [one.id for one in client.v1.subscriptions.list({"customer": customer.id, **params}).data]
+        fields: Any = {"customer": customer.id, **params}
+        return [one.id for one in client.v1.subscriptions.list(fields).data]
 
     assert listed() == [kept]
     assert listed(status="all") == [gone, kept]
