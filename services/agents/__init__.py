@@ -1,0 +1,1 @@
+"""Agents owns runs: queueing, executing and streaming them, what their prompts are made of, and background events."""

@@ -1,0 +1,1 @@
+"""Background events: webhooks with their signatures, what they brought, and the runs they propose."""

@@ -1,0 +1,170 @@
+"""Webhooks: is this really from them, which delivery is it, what does it say, and what should an agent be asked.
+
+Signature schemes, checked over the raw bytes and before anything is parsed:
+
+| kind | header | scheme |
+|---|---|---|
+| github | `X-Hub-Signature-256: sha256=<hex>` | HMAC-SHA256 of the body |
+| gitlab | `X-Gitlab-Token: <secret>` | the secret itself, compared in constant time |
+| generic | `X-Timestamp: <unix seconds>`, `X-Signature-256: sha256=<hex>` | HMAC-SHA256 of `{timestamp}.{body}` |
+
+A generic timestamp may be 300 s off, either way. The first two are as docs.github.com and docs.gitlab.com have them.
+"""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final, assert_never, cast
+
+from libs.common.errors import BadRequest, NotFound, Unauthenticated
+
+TOLERANCE: Final = timedelta(seconds=300)
+SECRET_PREFIX: Final = "vcwh_"  # noqa: S105 - what every secret begins with, none itself
+PROPOSED_OUTPUT_TOKENS: Final = 1_024
+MAX_TEXT: Final = 300
+MAX_ITEMS: Final = 10
+_HEX_SHA256: Final = re.compile(r"sha256=([0-9a-f]{64})")
+_UNIX_SECONDS: Final = re.compile(r"[0-9]{1,11}")
+_ID: Final = re.compile(r"[\x21-\x7e]{1,200}")
+
+
+class WebhookKind(StrEnum):
+    GITHUB = "github"
+    GITLAB = "gitlab"
+    GENERIC = "generic"
+
+
+class EndpointNotFound(NotFound):
+    code = "agents.webhook_endpoint_not_found"
+
+    def __init__(self) -> None:
+        super().__init__("There is no such webhook endpoint.")
+
+
+class SignatureInvalid(Unauthenticated):
+    code = "agents.webhook_signature_invalid"
+
+    def __init__(self) -> None:
+        super().__init__("The signature does not fit the body and the endpoint's secret.")
+
+
+class WebhookUnreadable(BadRequest):
+    code = "agents.webhook_unreadable"
+
+
+def verify(kind: WebhookKind, *, secret: str, headers: Mapping[str, str], body: bytes, now: datetime) -> None:
+    """Raises SignatureInvalid unless the sender has the secret. `headers` have lower-case names."""
+    match kind:
+        case WebhookKind.GITHUB:
+            is_valid = _is_signed(headers.get("x-hub-signature-256", ""), secret=secret, signed=body)
+        case WebhookKind.GITLAB:
+            is_valid = hmac.compare_digest(headers.get("x-gitlab-token", "").encode(), secret.encode())
+        case WebhookKind.GENERIC:
+            timestamp = headers.get("x-timestamp", "")
+            is_valid = _is_recent(timestamp, now=now) and _is_signed(
+                headers.get("x-signature-256", ""), secret=secret, signed=timestamp.encode() + b"." + body
+            )
+        case _:
+            assert_never(kind)
+    if not is_valid:
+        raise SignatureInvalid
+
+
+def _is_signed(signature: str, *, secret: str, signed: bytes) -> bool:
+    found = _HEX_SHA256.fullmatch(signature)
+    expected = hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()
+    return found is not None and hmac.compare_digest(found[1], expected)
+
+
+def _is_recent(timestamp: str, *, now: datetime) -> bool:
+    if not _UNIX_SECONDS.fullmatch(timestamp):
+        return False
+    return abs(now.timestamp() - int(timestamp)) <= TOLERANCE.total_seconds()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One delivery, read. `id` is the same when the sender sends the same one again; `summary` is all that is kept."""
+
+    id: str
+    kind: str
+    summary: Mapping[str, Any]
+
+
+def read_delivery(kind: WebhookKind, *, headers: Mapping[str, str], body: bytes, content: Any) -> Delivery:
+    """Read a verified delivery; `content` is the parsed body. Raises WebhookUnreadable if it is no JSON object."""
+    if not isinstance(content, dict):
+        raise WebhookUnreadable("The body must be a JSON object; set the webhook's content type to application/json.")
+    payload = cast("Mapping[str, Any]", content)
+    digest = hashlib.sha256(headers.get("x-timestamp", "").encode() + b"." + body).hexdigest()
+    match kind:
+        case WebhookKind.GITHUB:
+            name, own_id = headers.get("x-github-event", ""), headers.get("x-github-delivery")
+        case WebhookKind.GITLAB:
+            # Not X-Gitlab-Event-UUID: events that trigger one another share it.
+            name, own_id = headers.get("x-gitlab-event", ""), headers.get("idempotency-key")
+        case WebhookKind.GENERIC:
+            # Inside the body, because the body is signed.
+            name, own_id = str(payload.get("type") or ""), payload.get("id")
+        case _:
+            assert_never(kind)
+    is_usable = isinstance(own_id, str) and _ID.fullmatch(own_id) is not None
+    return Delivery(
+        id=str(own_id) if is_usable else digest, kind=_clean(name)[:100] or "event", summary=summarise(payload)
+    )
+
+
+def summarise(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """What a suggestion needs to know, and no more: people put surprising things into webhooks."""
+    repository = _member(payload, "repository") or _member(payload, "project")
+    subject = next(
+        (
+            found
+            for key in ("pull_request", "issue", "release", "object_attributes", "workflow_run")
+            if (found := _member(payload, key))
+        ),
+        payload,
+    )
+    commits = payload.get("commits")
+    summary = {
+        "repository": _text(repository.get("full_name") or repository.get("path_with_namespace")),
+        "action": _text(payload.get("action") or subject.get("action")),
+        "ref": _text(payload.get("ref")),
+        "title": _text(subject.get("title") or subject.get("name")),
+        "message": _text(payload.get("message") or subject.get("description")),
+        "commits": _commit_titles(cast("Sequence[Any]", commits)) if isinstance(commits, list) else [],
+    }
+    return {key: value for key, value in summary.items() if value}
+
+
+def suggestion_task(source: str, kind: str, summary: Mapping[str, Any]) -> str:
+    """What the agent is asked. The event's words are quoted as data; the prompt says that they command nothing."""
+    lines = [f"A {source} event of kind '{kind}' arrived. Suggest what the founders should do about it, if anything."]
+    for key, value in summary.items():
+        text = "; ".join(map(str, cast("Sequence[Any]", value))) if isinstance(value, list) else str(value)
+        lines.append(f"- {key}: {text}")
+    return "\n".join(lines)
+
+
+def _member(payload: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = payload.get(key)
+    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str:
+    return _clean(value)[:MAX_TEXT] if isinstance(value, str) else ""
+
+
+def _clean(text: str) -> str:
+    """One line that PostgreSQL can hold: no control characters, no halves of surrogate pairs."""
+    return re.sub(r"[\x00-\x1f\x7f]+", " ", text).encode(errors="replace").decode().strip()
+
+
+def _commit_titles(commits: Sequence[Any]) -> list[str]:
+    messages = [cast("Mapping[str, Any]", commit).get("message") for commit in commits if isinstance(commit, dict)]
+    titles = [_text(message.splitlines()[0]) for message in messages if isinstance(message, str) and message.strip()]
+    return [title for title in titles if title][:MAX_ITEMS]

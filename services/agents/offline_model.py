@@ -1,0 +1,177 @@
+"""The model that needs no key and no network: it composes an answer from the prompt's parts by rule.
+
+It stands in honestly: `model_used` is "offline", the answer says how it was made, the same prompt gives the same
+answer, it costs nothing, and its tokens are counted by `count_tokens` over the assembled prompt and the answer.
+"""
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Final
+
+from services.agents.ports import ModelOutput, TextDelta, UsageReport
+from services.agents.prompts.domain import BYTES_PER_TOKEN, Ingredients, Prompt, count_tokens
+from services.agents.runs.domain import Usage
+
+PIECE_CHARS: Final = 48
+PIECE_PAUSE_S: Final = 0.002
+_TITLE_CHARS: Final = 140
+_HIGH: Final = 67
+_STOPWORDS: Final = frozenset(
+    re.findall(
+        r"\w+",
+        """
+    about after again also because been before being between both could does doing down during each from
+    further have having here into itself just more most need needs once only other ours over same should
+    some such than that their theirs them then there these they this those through under until very want
+    wants were what when where which while whom will with would your yours make please help give write
+    create suggest
+        """,
+    )
+)
+
+Step = tuple[str, str]
+
+# (what to do, how to know that it is done); {topic}, {kpi} and {stack} are filled in.
+_STEPS: Final[Mapping[str, Sequence[Step]]] = {
+    "suggestion": (
+        (
+            "Write down in one sentence who has the problem behind {topic} and what they do today instead.",
+            "somebody outside the team understands the sentence",
+        ),
+        ("Talk to three such people this week; ask for the last time it happened.", "three dated notes"),
+        ("Make the smallest version of {topic} that one of them can use{stack}.", "one person has used it unaided"),
+        ("Decide beforehand which value of {kpi} means go on, and which means stop.", "both numbers are written down"),
+        ("Look at the numbers after seven days and choose one next step.", "the next step has an owner and a date"),
+    ),
+    "plan": (
+        ("Set the outcome for {topic}: one measure ({kpi}), one value, one date.", "it fits in one line"),
+        ("List what must be true for that, and mark what nobody has checked.", "each open point has an owner"),
+        ("Do the riskiest open point first, in the cheapest way{stack}.", "its result is known"),
+        ("Cut the rest into pieces of at most two days, each of use by itself.", "the first piece has started"),
+        (
+            "Meet weekly for fifteen minutes over {kpi} alone; change the plan, not the date.",
+            "the first meeting was held",
+        ),
+    ),
+    "review": (
+        ("Restate what {topic} is meant to achieve; if that takes two sentences, split it.", "one sentence is left"),
+        ("Check the edges first: empty, twice, at the same time, half done{stack}.", "each edge has an answer"),
+        ("Ask what a newcomer would misread, and rename that.", "a newcomer has read it"),
+        ("Take out what nobody uses yet.", "it is smaller than before"),
+        ("Say how a failure would show in {kpi}, and how to go back.", "the way back has been tried once"),
+    ),
+    "research": (
+        ("Turn {topic} into one question that can be answered with yes, no or a number.", "the question is written"),
+        ("Collect what is known, each with its source and date.", "nothing in the list is from hearsay"),
+        ("Name the three facts whose absence hurts most.", "each has a way to be found"),
+        ("Find the cheapest observation that would change your mind{stack}.", "it is booked"),
+        ("Write the conclusion first, then try to refute it against {kpi}.", "the best objection is in the text"),
+    ),
+}
+
+
+class OfflineModel:
+    @property
+    def name(self) -> str:
+        return "offline"
+
+    async def stream(self, prompt: Prompt, *, max_output_tokens: int) -> AsyncGenerator[ModelOutput, None]:
+        text = cut_to_tokens(compose(prompt), max_output_tokens)
+        for start in range(0, len(text), PIECE_CHARS):
+            yield TextDelta(text=text[start : start + PIECE_CHARS])
+            await asyncio.sleep(PIECE_PAUSE_S)
+        yield UsageReport(usage=Usage(input_tokens=prompt.input_tokens, output_tokens=count_tokens(text)))
+
+
+def compose(prompt: Prompt) -> str:
+    """The whole answer: summary, steps, risks, checklist."""
+    ingredients = prompt.ingredients
+    steps = _steps(ingredients)
+    return "\n".join(
+        [
+            f"# {_title(ingredients.task)}",
+            "",
+            "*Composed by the offline model from your task, profile and sliders. No language model was asked.*",
+            "",
+            "## Summary",
+            "",
+            *_summary(prompt),
+            "",
+            "## Steps",
+            "",
+            *(f"{n}. {action}" for n, (action, _) in enumerate(steps, start=1)),
+            "",
+            "## Risks",
+            "",
+            *_risks(prompt),
+            "",
+            "## Checklist",
+            "",
+            *(f"- [ ] Step {n}: {done}" for n, (_, done) in enumerate(steps, start=1)),
+            "",
+        ]
+    )
+
+
+def cut_to_tokens(text: str, max_tokens: int) -> str:
+    """The longest beginning of `text` within the limit that does not split a character."""
+    return text.encode()[: max_tokens * BYTES_PER_TOKEN].decode(errors="ignore")
+
+
+def topics_of(task: str, *, limit: int = 3) -> list[str]:
+    """The words a task is about: the most frequent that carry meaning, in order of appearance."""
+    words = [word for word in re.findall(r"[^\W\d_][\w\-]{3,}", task.lower()) if word not in _STOPWORDS]
+    chosen = {word for word, _ in Counter(words).most_common(limit)}
+    return [word for word in dict.fromkeys(words) if word in chosen]
+
+
+def _title(task: str) -> str:
+    first = re.split(r"(?<=[.!?])\s|\n", task.strip(), maxsplit=1)[0].strip().rstrip(".")
+    return first if len(first) <= _TITLE_CHARS else f"{first[: _TITLE_CHARS - 1].rstrip()}…"
+
+
+def _steps(ingredients: Ingredients) -> list[Step]:
+    profile = ingredients.profile
+    stack = profile.get("stack")
+    names = ", ".join(map(str, stack)) if isinstance(stack, list | tuple) else str(stack or "")  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    words = {
+        "topic": " and ".join(topics_of(ingredients.task)[:2]) or "this",
+        "kpi": str(profile.get("kpi_focus") or _default_kpi(ingredients)),
+        "stack": f", with what you have ({names})" if names else "",
+    }
+    templates = _STEPS.get(ingredients.agent_type, _STEPS["suggestion"])
+    # Replaced one by one: a task may contain braces, which str.format would take for its own.
+    return [(_fill(action, words), _fill(done, words)) for action, done in templates]
+
+
+def _fill(template: str, words: Mapping[str, str]) -> str:
+    return re.sub(r"\{(\w+)\}", lambda match: words[match[1]], template)
+
+
+def _default_kpi(ingredients: Ingredients) -> str:
+    return "paid revenue" if ingredients.vibe.revenue_focus >= _HIGH else "weekly returning users"
+
+
+def _summary(prompt: Prompt) -> list[str]:
+    ingredients = prompt.ingredients
+    topics = ", ".join(topics_of(ingredients.task)) or "the task as stated"
+    company = str(ingredients.profile.get("company_context") or "").strip()
+    lines = [f"The task turns on **{topics}**."]
+    if company:
+        lines.append(f"For {company.rstrip('.')}, the first useful result should be visible within a week.")
+    lines += [f"{atom.body}" for atom in prompt.atoms if atom.category in {"perspective", "phase"}]
+    if ingredients.vibe.playfulness >= _HIGH:
+        lines.append("Think of it as a paper plane: fold, throw, see where it lands, fold again.")
+    if ingredients.template_instructions:
+        lines.append(f"Your template asks: {' '.join(ingredients.template_instructions.split())[:300]}")
+    return lines
+
+
+def _risks(prompt: Prompt) -> list[str]:
+    chosen = [atom for atom in prompt.atoms if atom.category in {"risk", "constraint", "goal", "domain"}]
+    lines = [f"- **{atom.title}.** {atom.body}" for atom in chosen]
+    if prompt.ingredients.vibe.investor_perspective >= _HIGH:
+        lines.append("- **The next round.** An investor will ask what would make this ten times larger; answer it now.")
+    return lines

@@ -1,0 +1,62 @@
+"""Shows run events live through Redis pub/sub, channel `run:{run_id}`, each as `{"seq", "type", "data"}`.
+
+Nobody ever waits for Redis here: events are queued and sent by a loop of their own, and dropped while Redis is away.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+from uuid import UUID
+
+import orjson
+import structlog
+
+from libs.common.redis import Redis, RedisError
+from services.agents.runs.domain import RunEvent
+
+log = structlog.get_logger(__name__)
+
+MAX_WAITING: Final = 10_000
+BATCH_SIZE: Final = 200
+PAUSE_WHEN_AWAY_S: Final = 0.5
+
+
+class RedisMirror:
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._waiting: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(MAX_WAITING)
+        self._is_up = True
+
+    @property
+    def is_up(self) -> bool:
+        return self._is_up
+
+    def offer(self, run_id: UUID, events: Sequence[RunEvent]) -> None:
+        for event in events:
+            body = orjson.dumps({"seq": event.seq, "type": event.type, "data": dict(event.data)})
+            if self._waiting.full():
+                self._waiting.get_nowait()  # the oldest goes: readers have most likely found it in the table
+            self._waiting.put_nowait((f"run:{run_id}", body))
+
+    async def run(self) -> None:
+        while True:
+            batch = [await self._waiting.get()]
+            while not self._waiting.empty() and len(batch) < BATCH_SIZE:
+                batch.append(self._waiting.get_nowait())
+            try:
+                await self._publish(batch)
+            except (RedisError, OSError, TimeoutError) as error:
+                if self._is_up:
+                    log.warning("live_mirror_away", error=type(error).__name__)
+                self._is_up = False
+                await asyncio.sleep(PAUSE_WHEN_AWAY_S)
+            else:
+                if not self._is_up:
+                    log.info("live_mirror_back")
+                self._is_up = True
+
+    async def _publish(self, batch: Sequence[tuple[str, bytes]]) -> None:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for channel, body in batch:
+                pipe.publish(channel, body)  # pyright: ignore[reportUnknownMemberType] - its **kwargs are untyped
+            await pipe.execute()

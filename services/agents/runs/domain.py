@@ -1,0 +1,206 @@
+"""The life of a run: its states, its events, how each ending is billed, and what can go wrong with it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+from uuid import UUID
+
+from libs.common.errors import NotFound
+
+MAX_ATTEMPTS: Final = 3
+"""Leases that may expire under a run before it is given up: a crash is ours, three of them may be the run's."""
+
+
+class RunNotFound(NotFound):
+    code = "agents.run_not_found"
+
+    def __init__(self) -> None:
+        super().__init__("There is no such run.")
+
+
+class RunStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+
+
+class Outcome(StrEnum):
+    """The four ends of a run. A run has one, and keeps it."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+
+
+TERMINAL_EVENT_TYPES: Final = frozenset(f"run.{outcome}" for outcome in Outcome)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEvent:
+    """One event of a run's stream. `seq` counts from 1 without gaps."""
+
+    seq: int
+    type: str
+    data: Mapping[str, Any]
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.type in TERMINAL_EVENT_TYPES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens and their price. `is_estimated` where we counted ourselves because no provider did."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_micro_usd: int = 0
+    is_estimated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunError:
+    """Why a run did not succeed, for the user: a stable code and a finished sentence without secrets."""
+
+    code: str
+    detail: str
+
+    def as_dict(self) -> dict[str, str]:
+        return {"code": self.code, "detail": self.detail}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a run ended. `is_billable` is decided here, once: false wherever we were the ones who cut it."""
+
+    outcome: Outcome
+    is_billable: bool
+    usage: Usage = field(default_factory=Usage)
+    output: str | None = None
+    model_used: str | None = None
+    error: RunError | None = None
+
+    @classmethod
+    def succeeded(cls, *, output: str, usage: Usage, model_used: str) -> "Ending":
+        return cls(outcome=Outcome.SUCCEEDED, is_billable=True, usage=usage, output=output, model_used=model_used)
+
+    @classmethod
+    def failed(cls, error: RunError, *, usage: Usage, output: str | None, model_used: str | None) -> "Ending":
+        """The provider failed: the user pays the tokens it reported, which are often none."""
+        return cls(
+            outcome=Outcome.FAILED, is_billable=True, usage=usage, output=output, model_used=model_used, error=error
+        )
+
+    @classmethod
+    def crashed(cls, error: RunError) -> "Ending":
+        """We failed: nothing is charged."""
+        return cls(outcome=Outcome.FAILED, is_billable=False, error=error)
+
+    @classmethod
+    def timed_out(cls, error: RunError, *, usage: Usage, output: str | None, model_used: str | None) -> "Ending":
+        """We cut it: nothing is charged, whatever the provider charges us."""
+        return cls(
+            outcome=Outcome.TIMED_OUT, is_billable=False, usage=usage, output=output, model_used=model_used, error=error
+        )
+
+    @classmethod
+    def cancelled(
+        cls, *, usage: Usage | None = None, output: str | None = None, model_used: str | None = None
+    ) -> "Ending":
+        """The user cut it: the tokens so far are paid. Free only before anything ran.
+
+        Otherwise cancelling just before the end would be a way to have answers for nothing.
+        """
+        return cls(
+            outcome=Outcome.CANCELLED,
+            is_billable=usage is not None,
+            usage=usage or Usage(),
+            output=output,
+            model_used=model_used,
+        )
+
+    def event_data(self) -> dict[str, Any]:
+        """What the terminal event tells clients."""
+        data: dict[str, Any] = {"status": self.outcome.value, "usage": usage_data(self.usage)}
+        if self.error is not None:
+            data["error"] = self.error.as_dict()
+        return data
+
+
+def usage_data(usage: Usage) -> dict[str, int]:
+    return {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
+
+
+class StopReason(StrEnum):
+    """Why a run that is under way is to stop here."""
+
+    CANCELLED = "cancelled"
+    FENCED = "fenced"
+    SHUTDOWN = "shutdown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRun:
+    """A run as it is accepted; `vibe` is already the user's sliders with the run's own applied."""
+
+    id: UUID
+    user_id: str
+    agent_type: str
+    task: str
+    max_output_tokens: int
+    model_requested: str | None = None
+    vibe: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    context: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    profile: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    template_id: UUID | None = None
+    background_event_id: UUID | None = None
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeasedRun:
+    """A run as a worker holds it. Every write names `lease_token`; with an older one nothing is written."""
+
+    id: UUID
+    user_id: str
+    lease_token: int
+    attempt: int
+    agent_type: str
+    task: str
+    model_requested: str | None
+    vibe: Mapping[str, Any]
+    context: Mapping[str, Any]
+    profile: Mapping[str, Any]
+    template_id: UUID | None
+    max_output_tokens: int
+    traceparent: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run as users see it."""
+
+    id: UUID
+    status: RunStatus
+    agent_type: str
+    task: str
+    model_requested: str | None
+    model_used: str | None
+    output: str | None
+    input_tokens: int
+    output_tokens: int
+    cost_micro_usd: int
+    error: Mapping[str, Any] | None
+    template_id: UUID | None
+    background_event_id: UUID | None
+    attempt: int
+    cancel_requested_at: datetime | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None

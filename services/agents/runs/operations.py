@@ -1,0 +1,131 @@
+"""Writes on runs: accept, start, finish, cancel. Each is safe to repeat."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+from libs.common import outbox
+from libs.common.database import Connection
+from libs.common.events.agents import RunFinished, RunStarted
+from libs.common.telemetry import span
+from services.agents.prompts import queries as prompt_queries
+from services.agents.prompts.domain import Vibe
+from services.agents.runs import lease_queries, queries
+from services.agents.runs.domain import Ending, LeasedRun, NewRun, RunError, RunEvent, RunStatus
+from services.agents.runs.lease_queries import Caps
+from services.agents.users import queries as user_queries
+
+
+async def accept_run(conn: Connection, run: NewRun) -> bool:
+    """Queue the run with its first event. Return False, with nothing written, if it is known or its user is gone.
+
+    The sliders are settled here, the user's own under the run's: a second attempt must not find others.
+    """
+    if not await user_queries.hold_user(conn, run.user_id):
+        return False
+    vibe = (await prompt_queries.find_vibe(conn, run.user_id) or Vibe()).overridden_by(run.vibe)
+    if not await queries.insert_run(conn, replace(run, vibe=vibe.as_dict())):
+        return False
+    await queries.insert_events(conn, [(run.id, RunEvent(seq=1, type="run.queued", data={}))])
+    return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartedRun:
+    run: LeasedRun
+    event: RunEvent
+
+
+async def start_runs(conn: Connection, *, caps: Caps, worker: str, lease_s: float, limit: int) -> list[StartedRun]:
+    """Lease up to `limit` runs for a worker, each with its `run.started`."""
+    user_ids = await lease_queries.lock_users_to_serve(conn, caps=caps, limit=limit)
+    if not user_ids:
+        return []
+    runs = await lease_queries.lease_runs(conn, user_ids, caps=caps, worker=worker, lease_s=lease_s, limit=limit)
+    seqs = await queries.last_seqs(conn, [run.id for run in runs])
+    started = [
+        StartedRun(run=run, event=RunEvent(seq=seqs[run.id] + 1, type="run.started", data={"attempt": run.attempt}))
+        for run in runs
+    ]
+    await queries.insert_events(conn, [(it.run.id, it.event) for it in started])
+    for run in runs:
+        with span("start run", service="agents", traceparent=run.traceparent):
+            await outbox.add(conn, RunStarted(run_id=run.id, user_id=UUID(run.user_id), attempt=run.attempt))
+    return started
+
+
+async def finish_run(
+    conn: Connection, run_id: UUID, ending: Ending, *, lease_token: int | None, last_text: str = ""
+) -> list[RunEvent] | None:
+    """Bring the run to its end with its last events and `run_finished`; return those events.
+
+    Returns None, with nothing written, if the lease has passed on or the run has ended: whoever did that also said so.
+    """
+    row = await queries.mark_finished(conn, run_id, ending, lease_token=lease_token)
+    if row is None:
+        return None
+    seq = (await queries.last_seqs(conn, [run_id]))[run_id]
+    parts: list[tuple[str, dict[str, Any]]] = [("run.delta", {"text": last_text})] if last_text else []
+    if ending.usage.input_tokens or ending.usage.output_tokens:
+        parts.append(("run.usage", _usage_event(ending)))
+    parts.append((f"run.{ending.outcome}", ending.event_data()))
+    events = [RunEvent(seq=seq + n, type=kind, data=data) for n, (kind, data) in enumerate(parts, start=1)]
+    await queries.insert_events(conn, [(run_id, event) for event in events])
+    await outbox.add(
+        conn,
+        RunFinished(
+            run_id=run_id,
+            user_id=UUID(row["user_id"]),
+            outcome=ending.outcome.value,
+            is_billable=ending.is_billable,
+            agent_type=row["agent_type"],
+            model_used=row["model_used"] or "none",
+            input_tokens=ending.usage.input_tokens,
+            output_tokens=ending.usage.output_tokens,
+            cost_micro_usd=ending.usage.cost_micro_usd,
+        ),
+    )
+    return events
+
+
+def _usage_event(ending: Ending) -> dict[str, Any]:
+    usage = ending.usage
+    return {
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cost_micro_usd": usage.cost_micro_usd,
+        "is_estimated": usage.is_estimated,
+    }
+
+
+async def cancel_run(conn: Connection, run_id: UUID) -> list[RunEvent]:
+    """End a queued run at once; ask the worker of a running one to stop; leave an ended one as it is.
+
+    Returns the events to mirror. Row-level security is not asked here: the caller has shown the run to the user before.
+    """
+    locked = await queries.lock_queued_or_running(conn, run_id)
+    if locked is None:
+        return []
+    _, status = locked
+    if status is RunStatus.QUEUED:
+        return await finish_run(conn, run_id, Ending.cancelled(), lease_token=None) or []
+    await queries.mark_cancel_requested(conn, run_id)
+    return []
+
+
+async def finish_lost_runs(conn: Connection, *, limit: int) -> list[tuple[UUID, list[RunEvent]]]:
+    """End the runs whose workers vanished and that are not tried again; nothing is charged for them."""
+    finished: list[tuple[UUID, list[RunEvent]]] = []
+    for lost in await lease_queries.lock_lost_runs(conn, limit=limit):
+        ending = (
+            Ending.cancelled()
+            if lost.is_cancel_requested
+            else Ending.crashed(RunError(code="agents.attempts_exhausted", detail=ATTEMPTS_EXHAUSTED))
+        )
+        events = await finish_run(conn, lost.id, ending, lease_token=lost.lease_token)
+        if events is not None:
+            finished.append((lost.id, events))
+    return finished
+
+
+ATTEMPTS_EXHAUSTED = "The run broke off three times on our side. Nothing was charged; please try again later."

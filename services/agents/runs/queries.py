@@ -1,0 +1,227 @@
+"""All SQL on runs and their events, except leasing (see lease_queries)."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from libs.common.database import Connection, Record
+from services.agents.runs.domain import (
+    TERMINAL_EVENT_TYPES,
+    Ending,
+    NewRun,
+    Run,
+    RunEvent,
+    RunNotFound,
+    RunStatus,
+)
+
+
+async def insert_run(conn: Connection, run: NewRun) -> bool:
+    """Return False if the run is there already."""
+    inserted = await conn.fetchval(
+        """
+        INSERT INTO public.agent_runs (
+            id, user_id, agent_type, task, model_requested, vibe, context, profile, template_id,
+            background_event_id, max_output_tokens, traceparent
+        )
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+        -- ON CONFLICT closes the race of two events that ask for the same run: the later one finds it there.
+        ON CONFLICT (id) DO NOTHING
+        RETURNING id
+        """,
+        run.id,
+        run.user_id,
+        run.agent_type,
+        run.task,
+        run.model_requested,
+        dict(run.vibe),
+        dict(run.context),
+        dict(run.profile),
+        run.template_id,
+        run.background_event_id,
+        run.max_output_tokens,
+        run.traceparent,
+    )
+    return inserted is not None
+
+
+async def find_run(conn: Connection, run_id: UUID) -> Run | None:
+    row = await conn.fetchrow(
+        """
+        SELECT id, status, agent_type, task, model_requested, model_used, output, input_tokens, output_tokens,
+            cost_micro_usd, error, template_id, background_event_id, attempt, cancel_requested_at, created_at,
+            started_at, finished_at
+        FROM public.agent_runs WHERE id = $1
+        """,
+        run_id,
+    )
+    return _run(row) if row else None
+
+
+async def get_run(conn: Connection, run_id: UUID) -> Run:
+    """Raises RunNotFound, also where row-level security hides the run: the two must look alike."""
+    run = await find_run(conn, run_id)
+    if run is None:
+        raise RunNotFound
+    return run
+
+
+async def list_runs(conn: Connection, *, user_id: str, before: tuple[datetime, UUID] | None, limit: int) -> list[Run]:
+    """A user's own runs, newest first, starting behind `before`. An admin's policy shows more; a list does not."""
+    rows = await conn.fetch(
+        """
+        SELECT id, status, agent_type, task, model_requested, model_used, output, input_tokens, output_tokens,
+            cost_micro_usd, error, template_id, background_event_id, attempt, cancel_requested_at, created_at,
+            started_at, finished_at
+        FROM public.agent_runs
+        WHERE user_id = $1 AND ($2::timestamptz IS NULL OR (created_at, id) < ($2, $3::uuid))
+        ORDER BY created_at DESC, id DESC
+        LIMIT $4
+        """,
+        user_id,
+        *(before or (None, None)),
+        limit,
+    )
+    return [_run(row) for row in rows]
+
+
+def _run(row: Record) -> Run:
+    values: dict[str, Any] = {**dict(row), "status": RunStatus(row["status"])}
+    return Run(**values)
+
+
+async def lock_queued_or_running(conn: Connection, run_id: UUID) -> tuple[str, RunStatus] | None:
+    """The owner and status of a run that has not ended, locked; None once it has."""
+    row = await conn.fetchrow(
+        """
+        SELECT user_id, status FROM public.agent_runs
+        WHERE id = $1 AND status IN ('queued', 'running')
+        -- FOR UPDATE: a worker that is just leasing the run goes first or waits, so it is cancelled in one way only.
+        FOR UPDATE
+        """,
+        run_id,
+    )
+    return (row["user_id"], RunStatus(row["status"])) if row else None
+
+
+async def mark_cancel_requested(conn: Connection, run_id: UUID) -> None:
+    await conn.execute(
+        """
+        UPDATE public.agent_runs SET cancel_requested_at = coalesce(cancel_requested_at, now()) WHERE id = $1
+        """,
+        run_id,
+    )
+
+
+async def mark_finished(conn: Connection, run_id: UUID, ending: Ending, *, lease_token: int | None) -> Record | None:
+    """Bring a run to its end under its lease, or a queued one (`lease_token` None) to its end.
+
+    Returns user_id, agent_type and model_used; None if the lease is no longer ours or the run has already ended.
+    """
+    return await conn.fetchrow(
+        """
+        UPDATE public.agent_runs
+        SET status = $3, finished_at = now(), is_billable = $4, output = coalesce($5, output),
+            model_used = coalesce($6, model_used), input_tokens = $7, output_tokens = $8, cost_micro_usd = $9,
+            error = $10, lease_expires_at = NULL, leased_by = NULL,
+            cancel_requested_at = CASE WHEN $3 = 'cancelled' THEN coalesce(cancel_requested_at, now())
+                                       ELSE cancel_requested_at END
+        WHERE id = $1
+          AND CASE WHEN $2::bigint IS NULL THEN status = 'queued' ELSE status = 'running' AND lease_token = $2 END
+        RETURNING user_id, agent_type, model_used
+        """,
+        run_id,
+        lease_token,
+        ending.outcome.value,
+        ending.is_billable,
+        ending.output,
+        ending.model_used,
+        ending.usage.input_tokens,
+        ending.usage.output_tokens,
+        ending.usage.cost_micro_usd,
+        ending.error.as_dict() if ending.error else None,
+    )
+
+
+async def last_seqs(conn: Connection, run_ids: Sequence[UUID]) -> dict[UUID, int]:
+    """The last sequence number of each run. True only while the caller holds the runs' rows or leases."""
+    rows = await conn.fetch(
+        """
+        SELECT r.id, coalesce((SELECT max(e.seq) FROM agents.run_events e WHERE e.run_id = r.id), 0) AS seq
+        FROM unnest($1::uuid[]) AS r(id)
+        """,
+        list(run_ids),
+    )
+    return {row["id"]: row["seq"] for row in rows}
+
+
+async def insert_events(conn: Connection, events: Sequence[tuple[UUID, RunEvent]]) -> None:
+    await conn.execute(
+        """
+        INSERT INTO agents.run_events (run_id, seq, type, data)
+        SELECT run_id, seq, type, data
+        FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::jsonb[]) AS e(run_id, seq, type, data)
+        """,
+        [run_id for run_id, _ in events],
+        [event.seq for _, event in events],
+        [event.type for _, event in events],
+        [dict(event.data) for _, event in events],
+    )
+
+
+async def append_events(conn: Connection, run_id: UUID, events: Sequence[RunEvent], *, lease_token: int) -> bool:
+    """Append under the lease; return False, with nothing written, if another worker has the run by now.
+
+    Repeating the same append is harmless: after a commit of unknown outcome it is simply done again.
+    """
+    return await conn.fetchval(
+        """
+        WITH fence AS (
+            SELECT id FROM public.agent_runs
+            WHERE id = $1 AND lease_token = $2 AND status = 'running'
+            -- FOR SHARE: a new lease waits for this commit, or this statement waits for the lease and finds itself
+            -- fenced. Without the lock both could pass, and the new worker's numbers would collide with ours.
+            FOR SHARE
+        ), appended AS (
+            INSERT INTO agents.run_events (run_id, seq, type, data)
+            SELECT fence.id, e.seq, e.type, e.data
+            FROM fence, unnest($3::bigint[], $4::text[], $5::jsonb[]) AS e(seq, type, data)
+            -- ON CONFLICT: only the holder of the fence writes these numbers, so what is there is our own.
+            ON CONFLICT (run_id, seq) DO NOTHING
+        )
+        SELECT EXISTS (SELECT FROM fence)
+        """,
+        run_id,
+        lease_token,
+        [event.seq for event in events],
+        [event.type for event in events],
+        [dict(event.data) for event in events],
+    )
+
+
+async def list_events(conn: Connection, run_id: UUID, *, after: int, limit: int) -> list[RunEvent]:
+    rows = await conn.fetch(
+        """
+        SELECT seq, type, data FROM agents.run_events WHERE run_id = $1 AND seq > $2 ORDER BY seq LIMIT $3
+        """,
+        run_id,
+        after,
+        limit,
+    )
+    return [RunEvent(seq=row["seq"], type=row["type"], data=row["data"]) for row in rows]
+
+
+async def has_ended_by(conn: Connection, run_id: UUID, *, seq: int) -> bool:
+    """Whether the run's terminal event has a number up to `seq`."""
+    return await conn.fetchval(
+        "SELECT EXISTS (SELECT FROM agents.run_events WHERE run_id = $1 AND seq <= $2 AND type = ANY($3))",
+        run_id,
+        seq,
+        list(TERMINAL_EVENT_TYPES),
+    )
+
+
+async def delete_runs_of(conn: Connection, user_id: str) -> None:
+    """Delete a user's runs; their events follow by foreign key, and who still works on one finds itself fenced."""
+    await conn.execute("DELETE FROM public.agent_runs WHERE user_id = $1", user_id)

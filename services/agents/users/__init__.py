@@ -1,0 +1,1 @@
+"""What agents keeps of users: their tier for concurrency, and that they are gone."""

@@ -1,0 +1,69 @@
+"""All SQL on the one row agents keeps per user."""
+
+from libs.common.database import Connection
+
+
+async def hold_user(conn: Connection, user_id: str) -> bool:
+    """Make sure the user has a row and hold it against erasure until commit; return False if the user is erased."""
+    await conn.execute(
+        """
+        INSERT INTO agents.entitlements (user_id) VALUES ($1)
+        -- ON CONFLICT: two first events of one user at the same time make one row.
+        ON CONFLICT (user_id) DO NOTHING
+        """,
+        user_id,
+    )
+    return await conn.fetchval(
+        """
+        SELECT erased_at IS NULL FROM agents.entitlements WHERE user_id = $1
+        -- FOR KEY SHARE: an erasure waits for us and then finds our rows, or we wait for it and find the tombstone.
+        -- Leasing and other acceptances of the same user are not held up.
+        FOR KEY SHARE
+        """,
+        user_id,
+    )
+
+
+async def upsert_tier(conn: Connection, user_id: str, *, tier: str, version: int) -> None:
+    """Apply a newer version; older ones and repetitions change nothing."""
+    await conn.execute(
+        """
+        INSERT INTO agents.entitlements (user_id, tier, version) VALUES ($1, $2, $3)
+        -- ON CONFLICT: events may overtake each other; the higher version wins, whatever the order.
+        ON CONFLICT (user_id) DO UPDATE SET tier = EXCLUDED.tier, version = EXCLUDED.version
+        WHERE entitlements.version < EXCLUDED.version AND entitlements.erased_at IS NULL
+        """,
+        user_id,
+        tier,
+        version,
+    )
+
+
+async def find_tier(conn: Connection, user_id: str) -> str | None:
+    return await conn.fetchval("SELECT tier FROM agents.entitlements WHERE user_id = $1", user_id)
+
+
+async def mark_erased(conn: Connection, user_id: str) -> None:
+    await conn.execute(
+        """
+        INSERT INTO agents.entitlements (user_id, erased_at) VALUES ($1, now())
+        ON CONFLICT (user_id) DO NOTHING
+        """,
+        user_id,
+    )
+    await conn.fetchrow(
+        """
+        SELECT FROM agents.entitlements WHERE user_id = $1
+        -- FOR UPDATE is what KEY SHARE waits for: acceptances under way end first, later ones see the tombstone.
+        FOR UPDATE
+        """,
+        user_id,
+    )
+    await conn.execute(
+        """
+        UPDATE agents.entitlements
+        SET erased_at = coalesce(erased_at, now()), tier = 'free', last_leased_at = '-infinity'
+        WHERE user_id = $1
+        """,
+        user_id,
+    )
