@@ -181,3 +181,7 @@ def test_a_hanging_call_ends_by_the_callers_timeout(emulator: Emulator) -> None:
     with pytest.raises(httpx.ReadTimeout):
         httpx.get(f"{emulator.url}/v1/events", headers=AUTH, timeout=0.2)
     assert time.monotonic() - started < 1.5
+
+
+def test_it_is_small(emulator: Emulator) -> None:
+    assert emulator.resident_mb() < 100
