@@ -4,6 +4,7 @@ import random
 import re
 import socket
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,16 +45,20 @@ def plan_ports(
     `fixed` ports were asked for and are used or refused; the `current` one is kept while it can be; else the usual
     one or the next that is free. A name in `running` already listens on its current port.
     """
+    wanted = {name: fixed.get(name, current.get(name, port)) for name, port in usual.items()}
     plan = PortPlan()
-    for name in sorted(usual, key=lambda name: name not in fixed):
-        if name in running and fixed.get(name, current.get(name)) == current.get(name) is not None:
-            plan.ports[name] = current[name]
-    for name, wanted in fixed.items():
-        if name in usual and name not in plan.ports:
-            plan.ports[name] = _exactly(name, wanted, plan, free)
-    for name, wanted in usual.items():
+    for name, port in wanted.items():
+        if name in running and port == current.get(name):
+            plan.ports[name] = port
+    for name in fixed:
+        if name in wanted and name not in plan.ports:
+            plan.ports[name] = _exactly(name, wanted[name], plan, free)
+    for name, port in wanted.items():
+        if name not in plan.ports and port not in plan.ports.values() and free(port):
+            plan.ports[name] = port
+    for name, port in wanted.items():  # last, so that nobody moves onto a port that another one is about to have
         if name not in plan.ports:
-            plan.ports[name] = _nearest(name, current.get(name, wanted), plan, free)
+            plan.ports[name] = _next_free(name, port, plan, free)
     return plan
 
 
@@ -69,11 +74,10 @@ def _exactly(name: str, wanted: int, plan: PortPlan, free: Callable[[int], bool]
     return wanted
 
 
-def _nearest(name: str, wanted: int, plan: PortPlan, free: Callable[[int], bool]) -> int:
-    for port in range(wanted, _HIGHEST):
+def _next_free(name: str, wanted: int, plan: PortPlan, free: Callable[[int], bool]) -> int:
+    for port in range(wanted + 1, _HIGHEST):
         if port not in plan.ports.values() and free(port):
-            if port != wanted:
-                plan.moved.append(f"Port {wanted} is taken, so {name} listens on {port}.")
+            plan.moved.append(f"Port {wanted} is taken, so {name} listens on {port}.")
             return port
     raise Failure(f"No free port from {wanted} up for {name}. Close what holds them, or choose another port.")
 
@@ -86,28 +90,34 @@ def random_ports(count: int) -> list[int]:
 
 def holder(port: int) -> str | None:
     """Who listens on `port`, as far as this user may know, such as "nginx (pid 812)"."""
-    inodes = _listening_inodes(port)
-    if not inodes:
-        return None
-    sockets = {f"socket:[{inode}]" for inode in inodes}
+    sockets = {file for file, listening in _listeners().items() if listening == port}
     for process in Path("/proc").glob("[0-9]*"):
         if sockets & _open_files(process):
             return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
     return None
 
 
-def _listening_inodes(port: int) -> set[str]:
+def listening_on(pid: int) -> set[int]:
+    """The ports that a process of ours listens on."""
+    listeners = _listeners()
+    return {listeners[file] for file in _open_files(Path(f"/proc/{pid}")) if file in listeners}
+
+
+def _listeners() -> dict[str, int]:
+    """The port of each listening socket, by the name it has among a process's open files."""
     tables = [path for name in ("tcp", "tcp6") if (path := Path("/proc/net") / name).exists()]
     rows = [line.split() for table in tables for line in table.read_text().splitlines()[1:]]
-    return {row[9] for row in rows if row[3] == _LISTENING and int(row[1].rpartition(":")[2], 16) == port}
+    return {f"socket:[{row[9]}]": int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == _LISTENING}
 
 
 def _open_files(process: Path) -> set[str]:
     """What a process has open; nothing for one that is not ours to look into, or that has just ended."""
-    try:
-        return {str(entry.readlink()) for entry in (process / "fd").iterdir()}
-    except (PermissionError, FileNotFoundError, ProcessLookupError):
-        return set()
+    found: set[str] = set()
+    with suppress(PermissionError, FileNotFoundError, ProcessLookupError):
+        for entry in (process / "fd").iterdir():
+            with suppress(FileNotFoundError):  # closed since it was listed
+                found.add(str(entry.readlink()))
+    return found
 
 
 def port_setting(name: str) -> str:

@@ -13,6 +13,14 @@ from pathlib import Path
 from ops.files import write_private
 from ops.home import Home
 
+# What the supervisor and the shell add to an environment by themselves.
+_NOT_THE_PROGRAMS = (
+    "SUPERVISOR_ENABLED",
+    "SUPERVISOR_SERVER_URL",
+    "SUPERVISOR_PROCESS_NAME",
+    "SUPERVISOR_GROUP_NAME",
+    "OLDPWD",
+)
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -61,6 +69,7 @@ def render_script(home: Home, program: Program) -> str:
             f"echo $$ > {shlex.quote(str(home.pids / program.name))}",
             *exports,
             f"cd {shlex.quote(str(program.directory))}",
+            f"unset {' '.join(_NOT_THE_PROGRAMS)}",
             f"exec {shlex.join(program.argv)}",
             "",
         ]

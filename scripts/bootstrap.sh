@@ -32,7 +32,7 @@ need_venv() {
         fail "apt could not install $version; its own messages are above. Mend that, then try again."
 }
 
-apt_get() { DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -q -y "$@" </dev/null >&2; }
+apt_get() { DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 -qq -y "$@" </dev/null >&2; }
 apt_install() { apt_get install --no-install-recommends "$1"; }
 
 # uv from PATH, else from a small environment of its own.
@@ -42,7 +42,7 @@ find_uv() {
         need_venv
         say "Fetching uv into $tools; this happens once."
         rm -rf "$tools"
-        "$python" -m venv "$tools" >&2 && "$tools/bin/python" -m pip install --quiet --disable-pip-version-check uv >&2 ||
+        "$python" -m venv "$tools" >&2 && "$tools/bin/python" -m pip install -qq --disable-pip-version-check uv >&2 ||
             { rm -rf "$tools"; fail "uv could not be installed; pip's own messages are above. Mend that, then try again."; }
     fi
     echo "$tools/bin/uv"

@@ -16,7 +16,7 @@ from pathlib import Path
 from ops.failure import Failure
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
-_APT = ("apt-get", "-o", "DPkg::Lock::Timeout=300", "-q", "-y")
+_APT = ("apt-get", "-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0", "-qq", "-y")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,7 @@ def down(stack: Stack, display: Display) -> int:
 
 def wipe(stack: Stack, display: Display) -> int:
     stack.wipe()
-    display.say(f"Stopped, and removed {stack.home.path} with all data.")
+    display.say(f"Stopped, and removed all data of {stack.home.path}.")
     return 0
 
 

@@ -35,10 +35,12 @@ class Waiting:
     def seconds(self) -> float:
         return time.monotonic() - self._began
 
-    def ready(self, name: str, note: str = "") -> None:
-        self._left.remove(name)
-        self._display.say(f"  {name} is ready after {self.seconds:.1f} s{note and '  ' + note}")
-        self._show()
+    def ready(self, name: str) -> None:
+        """Say that `name` is ready, if it is one of those that are waited for."""
+        if name in self._left:
+            self._left.remove(name)
+            self._display.say(f"  {name} is ready after {self.seconds:.1f} s")
+            self._show()
 
     def _show(self) -> None:
         self._status.update(escape(f"{self._task} {', '.join(self._left)}"))

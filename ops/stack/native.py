@@ -12,7 +12,7 @@ from ops.engines.definitions import SERVICES
 from ops.engines.packages import ensure_programs
 from ops.failure import Failure
 from ops.home import Home
-from ops.ports import plan_ports, port_setting
+from ops.ports import listening_on, plan_ports, port_setting
 from ops.processes import end_processes, find_all, forget, signal_process
 from ops.programs import Program, last_lines, write_script
 from ops.stack import layout, state
@@ -44,6 +44,8 @@ class NativeStack:
         changed += self._bring_up("services", others)
         if changed:
             seed_admin(where)
+        else:
+            self._display.say("All of it was up already; nothing had to change.")
         return where
 
     def down(self) -> bool:
@@ -78,11 +80,12 @@ class NativeStack:
     def ports_of(self, program: str) -> list[int]:
         return [port for name, port in state.load(self._home).ports.items() if layout.listener(name) == program]
 
-    def _take_stock(self) -> set[str]:
-        """Names of what runs under the supervisor; what an earlier stack left without one is stopped."""
+    def _take_stock(self) -> dict[str, int]:
+        """The pid of each program that the supervisor runs; what an earlier stack left without one is stopped."""
         if self._supervisor.answers():
-            return {name for name, process in self._supervisor.processes().items() if process.state in ALIVE}
-        self._supervisor.end_if_deaf()
+            return {name: process.pid for name, process in self._supervisor.processes().items() if process.pid}
+        if self._supervisor.end_if_deaf():
+            self._display.say("Stopped a supervisor that no longer answered, and what it ran.")
         if orphans := find_all(self._home):
             self._display.say(f"Stopping what an earlier stack left without its supervisor: {', '.join(orphans)}.")
             if "postgres-1" in orphans:
@@ -90,15 +93,17 @@ class NativeStack:
             end_processes(orphans.values(), patience_s=15)
         for record in self._home.run.glob("*.born"):
             forget(self._home, record.stem)
-        return set()
+        return {}
 
-    def _place(self, values: Mapping[str, str], scale: Mapping[str, int], *, running: set[str]) -> Addresses:
+    def _place(self, values: Mapping[str, str], scale: Mapping[str, int], *, running: Mapping[str, int]) -> Addresses:
         usual = layout.usual_ports(self._home, scale)
+        current = state.load(self._home).ports
+        ours = {program: listening_on(pid) for program, pid in running.items()}
         plan = plan_ports(
             usual,
             fixed={name: _port(setting, values) for name in usual if values.get(setting := port_setting(name))},
-            current=state.load(self._home).ports,
-            running={name for name in usual if layout.listener(name) in running},
+            current=current,
+            running={name for name in usual if current.get(name) in ours.get(layout.listener(name), ())},
         )
         for sentence in plan.moved:
             self._display.say(sentence)
@@ -110,6 +115,10 @@ class NativeStack:
             self._supervisor.reload()
         else:
             self._supervisor.launch()
+        wanted = {program.name for program in programs}
+        for record in self._home.run.glob("*.born"):
+            if record.stem not in wanted:
+                forget(self._home, record.stem)
 
     def _bring_up(self, what: str, programs: Sequence[Program]) -> list[str]:
         """Start what is down or to be different, wait until all is ready, and tell what was started."""

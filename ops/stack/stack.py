@@ -16,7 +16,6 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from ops.engines.accounts import data_directory
 from ops.failure import Failure
 from ops.files import write_private
 from ops.home import Home
@@ -55,13 +54,13 @@ class Stack:
             return self._current_runner().down()
 
     def wipe(self) -> None:
-        """Stop everything and remove the home with all data. The settings file of the developer's stack stays."""
+        """Stop everything and remove all data; what the home holds besides the stack stays, and so does `.env`."""
         self.down()
-        if self.home.path.exists():
-            data = data_directory(self.home, "postgres") if self.home.data.exists() else self.home.data
-            if data.is_symlink():
-                shutil.rmtree(data.resolve().parent, ignore_errors=True)
-            shutil.rmtree(self.home.path)
+        database = self.home.data / "postgres"
+        if database.is_symlink():
+            shutil.rmtree(database.resolve().parent, ignore_errors=True)
+        for directory in (self.home.data, self.home.run, self.home.logs, self.home.pids):
+            shutil.rmtree(directory, ignore_errors=True)
 
     def environment(self) -> dict[str, str]:
         """Names and values with which to talk to the running stack. Raises `Failure` if it is not running."""

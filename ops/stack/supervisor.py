@@ -162,15 +162,17 @@ class Supervisor:
         while started_at(pid) is not None and time.monotonic() < deadline:
             time.sleep(0.05)
 
-    def end_if_deaf(self) -> None:
-        """End a supervisor that runs but does not answer: its socket was removed, or it hangs."""
+    def end_if_deaf(self) -> bool:
+        """End a supervisor that runs but does not answer (its socket is gone, or it hangs); False if none does."""
         record = self._home.run / "supervisord.pid"
         if not record.exists() or not (pid := record.read_text().strip()).isdigit():
-            return
+            return False
+        record.unlink()
         command = Path(f"/proc/{pid}/cmdline")
-        if command.exists() and str(self._home.run / "supervisord.conf").encode() in command.read_bytes():
-            end_processes([int(pid)], patience_s=20)
-        record.unlink(missing_ok=True)
+        if not command.exists() or str(self._home.run / "supervisord.conf").encode() not in command.read_bytes():
+            return False
+        end_processes([int(pid)], patience_s=30)
+        return True
 
 
 def _process(info: dict[str, Any]) -> Process:
