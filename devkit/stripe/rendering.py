@@ -56,7 +56,8 @@ def page(
 ) -> Json:
     """A page of a list, newest first, by `limit`, `starting_after` or `ending_before`, and `created`."""
     params = call.params
-    limit = params.number("limit") or 10
+    given = params.number("limit")
+    limit = 10 if given is None else given
     if not 1 <= limit <= MOST_PER_PAGE:
         raise ApiError.invalid(
             f"This value must be between 1 and {MOST_PER_PAGE}.", param="limit", code="parameter_invalid_integer"

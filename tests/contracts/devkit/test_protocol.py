@@ -108,8 +108,9 @@ def test_lists_are_paged_to_the_end(client: stripe.StripeClient) -> None:
     since = client.v1.customers.retrieve(made[0]).created
     assert not client.v1.customers.list({"created": {"lt": since - 60}, "email": "page@b.example"}).data
     assert client.v1.customers.list({"created": {"gte": since}, "email": "page@b.example"}).data
-    with pytest.raises(stripe.InvalidRequestError):
-        client.v1.customers.list({"limit": 1000})
+    for limit in (0, 101):
+        with pytest.raises(stripe.InvalidRequestError):
+            client.v1.customers.list({"limit": limit})
     with pytest.raises(stripe.InvalidRequestError):
         client.v1.customers.list({"starting_after": "cus_none"})
 
