@@ -31,15 +31,20 @@ class StripeEmulator:
         answer.raise_for_status()
         return answer.json()
 
-    async def look(self, path: str, **fields: str) -> dict[str, Any]:
+    async def look(self, part: str, **fields: str) -> dict[str, Any]:
         """Read what the emulator knows of itself: `deliveries`, `calls`, `clock`."""
-        answer = await self._client.get(f"/_emulator/{path}", params=fields)
+        answer = await self._client.get(f"/_emulator/{part}", params=fields)
         answer.raise_for_status()
         return answer.json()
 
     async def api(self, method: str, path: str, **fields: str) -> dict[str, Any]:
-        kind = "params" if method == "GET" else "data"
-        answer = await self._client.request(method, f"/v1/{path}", auth=(SECRET_KEY, ""), **{kind: fields})
+        answer = await self._client.request(
+            method,
+            f"/v1/{path}",
+            auth=(SECRET_KEY, ""),
+            params=fields if method == "GET" else None,
+            data=None if method == "GET" else fields,
+        )
         answer.raise_for_status()
         return answer.json()
 

@@ -1,0 +1,60 @@
+"""What billing needs of a payment provider; StripePayments is the real one, FakePayments the one with memory only."""
+
+from collections.abc import Sequence
+from typing import Protocol
+from uuid import UUID
+
+from services.billing.domain import StripeCheckout, StripeCustomer, StripeInvoice, StripeSubscription
+
+
+class Payments(Protocol):
+    """Raises PaymentsUnavailable when a repetition may succeed, PaymentsRefused when it will not.
+
+    Every call may be repeated: those that create take an idempotency key, those that end things are content with
+    finding them ended. A `fetch_` returns None for what does not exist (any more).
+    """
+
+    async def create_customer(self, *, user_id: UUID, email: str | None, idempotency_key: str) -> str:
+        """Make the user's customer, its metadata naming the user; return its id."""
+        ...
+
+    async def find_customer(self, user_id: UUID) -> str | None:
+        """The customer whose metadata names the user; may lag a minute behind what was created."""
+        ...
+
+    async def fetch_customer(self, customer_id: str) -> StripeCustomer | None: ...
+
+    async def delete_customer(self, customer_id: str) -> None: ...
+
+    async def create_checkout(
+        self,
+        *,
+        user_id: UUID,
+        customer_id: str,
+        lookup_key: str,
+        success_url: str,
+        cancel_url: str,
+        idempotency_key: str,
+    ) -> StripeCheckout:
+        """Open a checkout of the price behind `lookup_key`; raises CustomerGone if the customer does not exist."""
+        ...
+
+    async def fetch_checkout(self, session_id: str) -> StripeCheckout | None: ...
+
+    async def end_checkout(self, session_id: str) -> StripeCheckout | None:
+        """Expire the session if it is open; return it as it then is."""
+        ...
+
+    async def create_portal(self, *, customer_id: str, return_url: str) -> str:
+        """A short-lived link to the customer's portal. Whoever holds it is the customer: do not store or log it."""
+        ...
+
+    async def fetch_subscription(self, subscription_id: str) -> StripeSubscription | None: ...
+
+    async def find_subscription_ids(self, customer_id: str) -> Sequence[str]:
+        """All of the customer's subscriptions, ended ones too; none for a customer that does not exist."""
+        ...
+
+    async def cancel_subscription(self, subscription_id: str) -> None: ...
+
+    async def fetch_invoice(self, invoice_id: str) -> StripeInvoice | None: ...

@@ -1,0 +1,45 @@
+"""The only module of billing that reads the environment."""
+
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+
+from libs.common.settings import CommonSettings
+
+
+def _check_frontend_url(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("is not an http(s) URL")
+    return value.rstrip("/")
+
+
+class Settings(CommonSettings):
+    port: int = 8001
+    stripe_secret_key: SecretStr | None = None
+    """Left out, billing is switched off: its routes answer 503 and everything else works."""
+    stripe_webhook_secret: SecretStr | None = None
+    """Needed with the key. Two secrets with a comma between them while Stripe rotates."""
+    stripe_api_base: str | None = None
+    frontend_url: Annotated[str, AfterValidator(_check_frontend_url)] = "http://localhost:3000"
+    billing_grace_days: int = Field(default=7, ge=0, le=90)
+
+    @property
+    def webhook_secrets(self) -> tuple[str, ...]:
+        text = self.stripe_webhook_secret.get_secret_value() if self.stripe_webhook_secret else ""
+        return tuple(secret.strip() for secret in text.split(",") if secret.strip())
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the key moves real money; Stripe's live keys are `sk_live_…` and `rk_live_…`."""
+        key = self.stripe_secret_key.get_secret_value() if self.stripe_secret_key else ""
+        return key.startswith(("sk_live_", "rk_live_"))
+
+    @model_validator(mode="after")
+    def _require_webhook_secret(self) -> Self:
+        if self.stripe_secret_key is None:
+            return self
+        if not self.webhook_secrets:
+            raise ValueError("STRIPE_WEBHOOK_SECRET is needed where STRIPE_SECRET_KEY is set")
+        if any(len(secret) < 16 for secret in self.webhook_secrets):  # noqa: PLR2004 - whsec_ and a little is no secret
+            raise ValueError("STRIPE_WEBHOOK_SECRET is too short to be one of Stripe's")
+        return self

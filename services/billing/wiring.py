@@ -1,0 +1,110 @@
+"""Composition root of billing: settings in, running parts out, all closed on exit."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from typing import Final
+from uuid import UUID
+
+from libs.common.backbone import Backbone, open_backbone
+from libs.common.clock import Clock, system_clock
+from libs.common.health import Check, Finding, at_most
+from libs.common.plans import load_plans
+from libs.common.process import Loop, Service
+from services.billing import work_queries
+from services.billing.api import Routes, StripeSide
+from services.billing.checkout import Desk
+from services.billing.consumers import subscriptions
+from services.billing.domain import Rules
+from services.billing.jobs import Reviewer, StripeSync
+from services.billing.ports import Payments
+from services.billing.settings import Settings
+from services.billing.stripe_payments import open_stripe
+
+MAX_UNHANDLED_S: Final = 300
+
+
+@asynccontextmanager
+async def build(
+    settings: Settings, *, payments: Payments | None = None, clock: Clock = system_clock
+) -> AsyncGenerator[Service, None]:
+    """Open billing. `payments` stands in for Stripe; without it and without a key, billing is switched off."""
+    rules = Rules(plans=load_plans(), grace=timedelta(days=settings.billing_grace_days))
+    async with AsyncExitStack() as stack:
+        if payments is None and settings.stripe_secret_key is not None:
+            payments = await stack.enter_async_context(
+                open_stripe(settings.stripe_secret_key.get_secret_value(), api_base=settings.stripe_api_base)
+            )
+        woken = asyncio.Event()
+        backbone = await stack.enter_async_context(
+            open_backbone(
+                settings,
+                service="billing",
+                subscriptions=subscriptions(has_payments=payments is not None, wake=woken.set),
+                clock=clock,
+            )
+        )
+        own_loops: list[Loop] = [Reviewer(backbone.database, rules).run]
+        stripe_side: StripeSide | None = None
+        if payments is not None:
+            own_loops.append(StripeSync(backbone.database, payments, rules, woken=woken).run)
+            stripe_side = _stripe_side(settings, Desk(backbone.database, payments, rules), wake=woken.set)
+        routes = Routes(
+            backbone.database,
+            rules.plans,
+            frontend_url=settings.frontend_url,
+            stripe=stripe_side,
+        )
+        checks = [*backbone.checks(), *_checks(backbone, is_enabled=payments is not None)]
+        app = backbone.new_app(checks)
+        app.include_router(routes.router())
+        yield Service(
+            name="billing",
+            app=backbone.edge(app),
+            health_app=backbone.health_app(checks),
+            common_loops=backbone.common_loops,
+            worker_loops=[*backbone.worker_loops, *own_loops],
+        )
+
+
+def _stripe_side(settings: Settings, desk: Desk, *, wake: Callable[[], None]) -> StripeSide:
+    async def open_portal(user_id: UUID, return_url: str) -> str:
+        return await desk.open_portal(user_id, return_url=return_url)
+
+    return StripeSide(
+        webhook_secrets=settings.webhook_secrets,
+        is_live=settings.is_live,
+        open_checkout=desk.open_checkout,
+        open_portal=open_portal,
+        wake=wake,
+    )
+
+
+def _checks(backbone: Backbone, *, is_enabled: bool) -> list[Check]:
+    async def check_stripe() -> Finding:
+        return Finding(status="ok" if is_enabled else "disabled", value=None if is_enabled else "no STRIPE_SECRET_KEY")
+
+    async def check_unhandled() -> Finding:
+        async with backbone.database.transaction() as conn:
+            return at_most(await work_queries.oldest_unhandled_s(conn), MAX_UNHANDLED_S)
+
+    async def check_unclaimed() -> Finding:
+        # Shown, not failed: money that gives nobody a plan is an operator's to look at, and no outage.
+        async with backbone.database.transaction() as conn:
+            return Finding(status="ok", value=await work_queries.count_unclaimed(conn))
+
+    async def check_erasures() -> Finding:
+        async with backbone.database.transaction() as conn:
+            return at_most(await work_queries.oldest_erasure_s(conn), MAX_UNHANDLED_S)
+
+    checks = [Check(name="stripe", probe=check_stripe, runbook="disable-billing")]
+    if is_enabled:
+        checks += [
+            Check(
+                name="stripe_events_unhandled_oldest_s", probe=check_unhandled, runbook="billing-webhook-not-working"
+            ),
+            Check(name="stripe_subscriptions_unclaimed", probe=check_unclaimed, runbook="common-stripe-issues"),
+            Check(name="erasures_oldest_s", probe=check_erasures, runbook="delete-user-data"),
+        ]
+    return checks
