@@ -18,6 +18,8 @@ PIECE_CHARS: Final = 48
 PIECE_PAUSE_S: Final = 0.002
 _TITLE_CHARS: Final = 140
 _HIGH: Final = 67
+_MIN_WORD: Final = 4
+_MAX_PHRASE: Final = 3
 _STOPWORDS: Final = frozenset(
     re.findall(
         r"\w+",
@@ -121,10 +123,16 @@ def cut_to_tokens(text: str, max_tokens: int) -> str:
 
 
 def topics_of(task: str, *, limit: int = 3) -> list[str]:
-    """The words a task is about: the most frequent that carry meaning, in order of appearance."""
-    words = [word for word in re.findall(r"[^\W\d_][\w\-]{3,}", task.lower()) if word not in _STOPWORDS]
-    chosen = {word for word, _ in Counter(words).most_common(limit)}
-    return [word for word in dict.fromkeys(words) if word in chosen]
+    """What a task is about: phrases of up to three words that carry meaning, those of frequent words first."""
+    phrases: list[list[str]] = [[]]
+    for word in re.findall(r"[^\W\d_][\w\-]*|\S", task.lower()):
+        if len(word) < _MIN_WORD or word in _STOPWORDS or len(phrases[-1]) == _MAX_PHRASE:
+            phrases.append([])
+        if len(word) >= _MIN_WORD and word not in _STOPWORDS:
+            phrases[-1].append(word)
+    counts = Counter(word for phrase in phrases for word in phrase)
+    ranked = sorted(filter(None, phrases), key=lambda phrase: -sum(counts[word] for word in phrase))
+    return list(dict.fromkeys(" ".join(phrase) for phrase in ranked))[:limit]
 
 
 def _title(task: str) -> str:
@@ -137,7 +145,7 @@ def _steps(ingredients: Ingredients) -> list[Step]:
     stack = profile.get("stack")
     names = ", ".join(map(str, stack)) if isinstance(stack, list | tuple) else str(stack or "")  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     words = {
-        "topic": " and ".join(topics_of(ingredients.task)[:2]) or "this",
+        "topic": next(iter(topics_of(ingredients.task)), "this"),
         "kpi": str(profile.get("kpi_focus") or _default_kpi(ingredients)),
         "stack": f", with what you have ({names})" if names else "",
     }

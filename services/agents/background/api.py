@@ -9,7 +9,8 @@ from pydantic import Field
 
 from libs.common.clock import Clock, iso_millis
 from libs.common.database import Database
-from libs.common.http import CurrentCaller, Input
+from libs.common.http import CurrentCaller
+from libs.common.inputs import Input
 from libs.common.plans import Plans
 from services.agents.background import operations, queries
 from services.agents.background.domain import (

@@ -161,7 +161,7 @@ def _text(value: Any) -> str:
 
 def _clean(text: str) -> str:
     """One line that PostgreSQL can hold: no control characters, no halves of surrogate pairs."""
-    return re.sub(r"[\x00-\x1f\x7f]+", " ", text).encode(errors="replace").decode().strip()
+    return re.sub(r"[\x00-\x20\x7f]+", " ", text).encode(errors="replace").decode().strip()
 
 
 def _commit_titles(commits: Sequence[Any]) -> list[str]:

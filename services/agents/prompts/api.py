@@ -8,7 +8,8 @@ from pydantic import Field
 
 from libs.common.clock import iso_millis
 from libs.common.database import Database
-from libs.common.http import CurrentCaller, Input
+from libs.common.http import CurrentCaller
+from libs.common.inputs import Input
 from services.agents.paging import Cursor, Limit, decode_cursor, page
 from services.agents.prompts import operations, queries
 from services.agents.prompts.domain import Ingredients, TemplateNotFound, Vibe, assemble

@@ -51,7 +51,12 @@ class FakeModel:
     def choose(self, _requested: str | None) -> "FakeModel":
         return self
 
-    async def stream(self, prompt: Prompt, *, max_output_tokens: int) -> AsyncGenerator[ModelOutput, None]:
+    async def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_output_tokens: int,  # noqa: ARG002 - the port's signature
+    ) -> AsyncGenerator[ModelOutput, None]:
         self.prompts.append(prompt)
         self.at_work += 1
         self.most_at_work = max(self.most_at_work, self.at_work)
@@ -116,7 +121,9 @@ async def has_status(test_database: TestDatabase, run_id: UUID, *statuses: str, 
         row = await run_row(test_database, run_id)
         return row if row["status"] in statuses else None
 
-    return await eventually(probe, within_s=within_s)
+    row = await eventually(probe, within_s=within_s)
+    assert row is not None
+    return row
 
 
 async def stream_of(test_database: TestDatabase, run_id: UUID) -> list[dict[str, Any]]:

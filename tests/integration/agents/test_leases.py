@@ -1,0 +1,245 @@
+"""What holds when workers die, freeze, stop and compete: one attempt at a time, fenced, fair, and within caps."""
+
+import asyncio
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from libs.common.database import Database
+from libs.common.ids import new_id
+from services.agents.runs import lease_queries, operations, queries
+from services.agents.runs.domain import Ending, RunEvent, Usage
+from services.agents.runs.lease_queries import Caps
+from services.agents.runs.operations import StartedRun
+from tests.harness.database import TestDatabase
+from tests.harness.patience import eventually
+from tests.harness.services import Place
+from tests.integration.agents.workshop import (
+    FakeModel,
+    agents,
+    emitted,
+    has_status,
+    request_run,
+    run_row,
+    set_tier,
+    stream_of,
+    text_of,
+)
+
+CAPS = Caps(by_tier={"free": 1, "pro": 3}, default=1)
+FINISHED = "agents.run_finished.v1"
+
+
+async def lease(database: Database, *, limit: int = 64, worker: str = "w") -> list[StartedRun]:
+    async with database.transaction() as conn:
+        return await operations.start_runs(conn, caps=CAPS, worker=worker, lease_s=15, limit=limit)
+
+
+async def expire(test_database: TestDatabase, run_id: UUID) -> None:
+    await test_database.execute(
+        "UPDATE agent_runs SET lease_expires_at = now() - interval '1 s' WHERE id = $1 AND status = 'running'", run_id
+    )
+
+
+async def test_a_zombie_worker_writes_nothing(database: Database, test_database: TestDatabase, user_id: UUID) -> None:
+    run_id = await request_run(database, user_id)
+    [zombie] = await lease(database)
+    await expire(test_database, run_id)
+    [heir] = await lease(database, worker="heir")
+    assert heir.run.lease_token > zombie.run.lease_token
+    assert (heir.run.attempt, heir.event.data) == (2, {"attempt": 2})
+    delta = RunEvent(seq=zombie.event.seq + 1, type="run.delta", data={"text": "from the grave"})
+    ending = Ending.succeeded(output="from the grave", usage=Usage(), model_used="zombie")
+    async with database.transaction() as conn:
+        token = zombie.run.lease_token
+        assert not await queries.append_events(conn, run_id, [delta], lease_token=token)
+        assert await operations.finish_run(conn, run_id, ending, lease_token=token) is None
+        assert not await lease_queries.renew_leases(conn, {run_id: token}, lease_s=15)
+        await lease_queries.hand_back(conn, {run_id: token})
+    assert (await run_row(test_database, run_id))["leased_by"] == "heir"
+    assert [it["type"] for it in await stream_of(test_database, run_id)] == ["run.queued", "run.started", "run.started"]
+
+
+async def test_a_frozen_worker_that_wakes_up_is_fenced_while_its_heir_finishes(
+    place: Place, database: Database, user_id: UUID
+) -> None:
+    frozen = FakeModel(pieces=["old "], waits=True, last_pieces=["never seen"])
+    async with agents(place, frozen, agents_lease_s=60, agents_heartbeat_s=60):
+        run_id = await request_run(database, user_id)
+        await eventually(lambda: said(place.database, run_id, "old "))
+        heir = FakeModel(pieces=["new"], waits=True)
+        async with agents(place, heir):
+            await expire(place.database, run_id)
+            # The frozen worker may lease its run again itself: expire it until the other one has it.
+            await eventually(lambda: is_at_work(place.database, run_id, heir))
+            frozen.go_on.set()
+            heir.go_on.set()
+            row = await has_status(place.database, run_id, "succeeded")
+    assert row["output"] == "new"
+    events = await stream_of(place.database, run_id)
+    assert [it["seq"] for it in events] == list(range(1, len(events) + 1))
+    assert text_of(events) == "new"
+    assert len(await emitted(place.database, FINISHED)) == 1
+
+
+async def said(test_database: TestDatabase, run_id: UUID, text: str) -> bool:
+    return text_of(await stream_of(test_database, run_id)) == text
+
+
+async def is_at_work(test_database: TestDatabase, run_id: UUID, model: FakeModel) -> bool:
+    if await said(test_database, run_id, model.pieces[0]):
+        return True
+    attempts = await test_database.fetchval("SELECT attempt - handed_back FROM agent_runs WHERE id = $1", run_id)
+    if attempts > 1:
+        await test_database.execute("UPDATE agent_runs SET attempt = 1 WHERE id = $1", run_id)
+        await expire(test_database, run_id)
+    return False
+
+
+async def test_a_killed_worker_s_run_gets_a_second_attempt(place: Place, database: Database, user_id: UUID) -> None:
+    run_id = await request_run(database, user_id)
+    [dead] = await lease(database)
+    async with database.transaction() as conn:
+        delta = RunEvent(seq=3, type="run.delta", data={"text": "half an ans"})
+        assert await queries.append_events(conn, run_id, [delta], lease_token=dead.run.lease_token)
+    async with agents(place, FakeModel()):
+        await expire(place.database, run_id)
+        row = await has_status(place.database, run_id, "succeeded")
+    events = await stream_of(place.database, run_id)
+    assert [it["seq"] for it in events] == list(range(1, len(events) + 1))
+    assert [it["data"] for it in events if it["type"] == "run.started"] == [{"attempt": 1}, {"attempt": 2}]
+    assert text_of(events) == row["output"] == "Hello there."
+    assert len(await emitted(place.database, FINISHED)) == 1
+
+
+async def test_three_broken_attempts_fail_the_run_at_no_charge(place: Place, database: Database, user_id: UUID) -> None:
+    run_id = await request_run(database, user_id)
+    for _ in range(3):
+        assert len(await lease(database)) == 1
+        await expire(place.database, run_id)
+    assert await lease(database) == []
+    async with agents(place, FakeModel()):
+        row = await has_status(place.database, run_id, "failed")
+    assert row["error"]["code"] == "agents.attempts_exhausted"
+    [finished] = await emitted(place.database, FINISHED)
+    assert (finished["outcome"], finished["is_billable"]) == ("failed", False)
+
+
+async def test_a_lost_run_that_was_to_be_cancelled_is_not_tried_again(
+    place: Place, database: Database, user_id: UUID
+) -> None:
+    run_id = await request_run(database, user_id)
+    await lease(database)
+    async with database.transaction() as conn:
+        await operations.cancel_run(conn, run_id)
+    await expire(place.database, run_id)
+    model = FakeModel()
+    async with agents(place, model):
+        await has_status(place.database, run_id, "cancelled")
+    assert model.prompts == []
+
+
+async def test_an_orderly_stop_hands_runs_back_without_spending_an_attempt(
+    place: Place, database: Database, user_id: UUID
+) -> None:
+    model = FakeModel(waits=True)
+    async with agents(place, model, agents_shutdown_grace_s=0.1):
+        run_id = await request_run(database, user_id)
+        await eventually(lambda: said(place.database, run_id, "Hello there."))
+    row = await run_row(place.database, run_id)
+    assert (row["status"], row["attempt"], row["handed_back"]) == ("queued", 1, 1)
+    assert model.at_work == 0
+    async with agents(place, FakeModel()):
+        row = await has_status(place.database, run_id, "succeeded")
+    assert row["attempt"] - row["handed_back"] == 1
+    assert text_of(await stream_of(place.database, run_id)) == row["output"]
+
+
+async def test_the_heartbeat_keeps_a_long_run_with_its_worker(place: Place, database: Database, user_id: UUID) -> None:
+    model = FakeModel(waits=True)
+    async with agents(place, model, agents_lease_s=0.6, agents_heartbeat_s=0.1):
+        run_id = await request_run(database, user_id)
+        first = await has_status(place.database, run_id, "running")
+
+        async def has_outlived_its_first_lease() -> bool:
+            return await place.database.fetchval(
+                "SELECT now() > $1::timestamptz + interval '1 s'", first["lease_expires_at"]
+            )
+
+        await eventually(has_outlived_its_first_lease)
+        model.go_on.set()
+        row = await has_status(place.database, run_id, "succeeded")
+    assert row["attempt"] == 1
+
+
+async def test_workers_that_lease_at_once_never_share_a_run_or_break_the_cap(
+    database: Database, test_database: TestDatabase
+) -> None:
+    users = [new_id() for _ in range(6)]
+    for number, user_id in enumerate(users):
+        await set_tier(database, user_id, "pro" if number % 2 else "free")
+        for _ in range(8):
+            await request_run(database, user_id)
+    leased: list[StartedRun] = []
+    for _ in range(12):
+        for batch in await asyncio.gather(*(lease(database, limit=2, worker=f"w{n}") for n in range(8))):
+            leased += batch
+        running = await test_database.fetch(
+            "SELECT user_id, count(*) AS n FROM agent_runs WHERE status = 'running' GROUP BY user_id"
+        )
+        caps = {str(user_id): 3 if number % 2 else 1 for number, user_id in enumerate(users)}
+        assert all(row["n"] <= caps[row["user_id"]] for row in running)
+        async with database.transaction() as conn:
+            for it in leased[:4]:
+                ending = Ending.succeeded(output="", usage=Usage(), model_used="m")
+                await operations.finish_run(conn, it.run.id, ending, lease_token=it.run.lease_token)
+    assert len({it.run.id for it in leased}) == len(leased)
+    assert len({it.run.lease_token for it in leased}) == len(leased)
+
+
+async def test_a_noisy_user_s_thousandth_run_does_not_delay_another_s_first(database: Database, user_id: UUID) -> None:
+    noisy, quiet = user_id, new_id()
+    await set_tier(database, noisy, "pro")
+    for _ in range(300):
+        await request_run(database, noisy)
+    first = await request_run(database, quiet)
+    assert first in {it.run.id for it in await lease(database, limit=2)}
+
+
+async def test_within_one_batch_everybody_gets_one_before_anybody_gets_two(database: Database) -> None:
+    users = [new_id() for _ in range(4)]
+    for user_id in users:
+        await set_tier(database, user_id, "pro")
+        for _ in range(3):
+            await request_run(database, user_id)
+    assert {it.run.user_id for it in await lease(database, limit=4)} == {str(it) for it in users}
+
+
+async def test_an_ended_run_keeps_its_state(database: Database, test_database: TestDatabase, user_id: UUID) -> None:
+    run_id = await request_run(database, user_id)
+    async with database.transaction() as conn:
+        await operations.cancel_run(conn, run_id)
+    with pytest.raises(asyncpg.CheckViolationError, match="final"):
+        await test_database.execute("UPDATE agent_runs SET status = 'queued', finished_at = NULL WHERE id = $1", run_id)
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await test_database.execute(
+            "INSERT INTO agents.run_events (run_id, seq, type) VALUES ($1, 99, 'run.failed')", run_id
+        )
+
+
+async def test_health_counts_who_is_not_served_and_leases_that_nobody_takes(
+    database: Database, test_database: TestDatabase, user_id: UUID
+) -> None:
+    run_id = await request_run(database, user_id)
+    await test_database.execute("UPDATE agent_runs SET queued_at = now() - interval '90 s' WHERE id = $1", run_id)
+    async with database.transaction() as conn:
+        assert 89 < await lease_queries.longest_unserved_s(conn) < 100
+        assert await lease_queries.oldest_expired_lease_s(conn) == 0
+    await request_run(database, user_id)
+    await lease(database)
+    async with database.transaction() as conn:
+        assert await lease_queries.longest_unserved_s(conn) == 0  # the second run waits for the user's own cap
+    await expire(test_database, run_id)
+    async with database.transaction() as conn:
+        assert await lease_queries.oldest_expired_lease_s(conn) >= 1
