@@ -6,6 +6,7 @@ The home itself may be entered by anyone, because PostgreSQL refuses to run as r
 
 import hashlib
 import os
+import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,9 +72,19 @@ class Home:
 
 def outside(home: Home) -> Path:
     """Directory for what cannot live inside the home; refuses one that somebody else made under that name."""
-    directory = Path("/var/tmp") / f"venture-{home.digest}"  # noqa: S108 - ownership is checked below
+    directory = _outside_path(home)
     directory.mkdir(mode=0o711, exist_ok=True)
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise Failure(f"{directory} belongs to somebody else. Remove it, or set VENTURE_HOME to another directory.")
     return directory
+
+
+def remove_outside(home: Home) -> None:
+    directory = _outside_path(home)
+    if directory.is_dir() and not directory.is_symlink() and directory.lstat().st_uid == os.geteuid():
+        shutil.rmtree(directory)
+
+
+def _outside_path(home: Home) -> Path:
+    return Path("/var/tmp") / f"venture-{home.digest}"  # noqa: S108 - its users check whose it is

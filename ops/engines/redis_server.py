@@ -14,7 +14,6 @@ USER = "venture"
 _CONFIG = """\
 bind 127.0.0.1
 port {port}
-dir {directory}
 save ""
 appendonly no
 maxmemory 256mb
@@ -29,11 +28,12 @@ _TEST_COMMANDS = "+@all"
 def describe(home: Home, programs: Programs, *, port: int, password: str, fast: bool = False) -> Program:
     base = home.data / "redis"
     commands = _TEST_COMMANDS if fast else _SERVICE_COMMANDS
-    config = _CONFIG.format(port=port, directory=base, user=USER, password=password, commands=commands)
+    config = _CONFIG.format(port=port, user=USER, password=password, commands=commands)
     return Program(
         name="redis-1",
         argv=(str(programs.redis), str(base / "redis.conf")),
         environment={},
+        directory=base,
         probe=redis_answers(port, USER, password),
         before_start=lambda: _prepare(base, config),
         inputs=hashlib.sha256(config.encode()).hexdigest(),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ops.failure import Failure
-from ops.home import Home
+from ops.home import Home, remove_outside
 from ops.processes import end_processes, find_all
 
 
@@ -50,6 +50,5 @@ def _remove_if_abandoned(path: Path) -> None:
 
 
 def _remove(home: Home) -> None:
-    if (home.data / "postgres").is_symlink():
-        shutil.rmtree((home.data / "postgres").resolve().parent, ignore_errors=True)
+    remove_outside(home)
     shutil.rmtree(home.path)

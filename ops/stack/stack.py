@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ops.failure import Failure
 from ops.files import write_private
-from ops.home import Home
+from ops.home import Home, remove_outside
 from ops.ports import port_setting
 from ops.processes import find_process
 from ops.stack import compose, dotenv, layout, settings, state
@@ -56,9 +56,7 @@ class Stack:
     def wipe(self) -> None:
         """Stop everything and remove all data; what the home holds besides the stack stays, and so does `.env`."""
         self.down()
-        database = self.home.data / "postgres"
-        if database.is_symlink():
-            shutil.rmtree(database.resolve().parent, ignore_errors=True)
+        remove_outside(self.home)
         for directory in (self.home.data, self.home.run, self.home.logs, self.home.pids):
             shutil.rmtree(directory, ignore_errors=True)
 

@@ -74,14 +74,14 @@ stopsignal={program.stop_signal}
 stopwaitsecs={program.stop_seconds}
 killasgroup=true
 redirect_stderr=true
-stdout_logfile={_literal(log_path(home, program.name))}
+stdout_logfile={_literal(Path(_literal(log_path(home, program.name))))}
 stdout_logfile_maxbytes=10MB
 stdout_logfile_backups=3
 """
 
 
 def _literal(path: Path) -> str:
-    """The file format expands what follows a percent sign."""
+    """The file format expands what follows a percent sign; that of a program's log it expands twice."""
     return str(path).replace("%", "%%")
 
 
