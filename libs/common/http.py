@@ -11,7 +11,7 @@ import structlog
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from opentelemetry.trace import SpanKind
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,12 +27,6 @@ PROBLEM_JSON: Final = "application/problem+json"
 MAX_BODY_BYTES: Final = 1024 * 1024
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _DEFAULT_HEADERS: Final = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
-
-
-class Input(BaseModel):
-    """A request body: unknown fields are refused, so that a misspelt one is told instead of ignored."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Problem(BaseModel):
@@ -142,7 +136,7 @@ class Edge:
             try:
                 await self._run(scope, receive, exchange, headers)
             finally:
-                # The pattern, not the path: bounded for metrics, and free of ids. A mounted application has a root path.
+                # The pattern, not the path: bounded for metrics, free of ids. A mounted application has a root path.
                 route = scope.get("root_path", "") + getattr(scope.get("route"), "path", "unmatched")
                 elapsed_s = time.perf_counter() - started
                 current.update_name(f"{scope['method']} {route}")

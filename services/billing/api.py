@@ -15,7 +15,8 @@ from pydantic import AfterValidator, Field
 from libs.common.clock import iso_millis
 from libs.common.database import Database, Record
 from libs.common.errors import Invalid
-from libs.common.http import CurrentCaller, Input
+from libs.common.http import CurrentCaller
+from libs.common.inputs import Input
 from libs.common.plans import Plans
 from services.billing import operations, queries
 from services.billing.domain import FREE, NEVER_SUBSCRIBED, BillingDisabled, CheckoutLink, Purchase

@@ -12,7 +12,7 @@ from libs.common.database import Connection
 from libs.common.events import Event, agents, billing, gateway, metering
 from libs.common.redis import Redis, RedisError
 from services.gateway.accounts import queries
-from services.gateway.accounts.api import user_channel
+from services.gateway.accounts.domain import user_channel
 from services.gateway.sessions import StandingCache
 
 log = structlog.get_logger(__name__)

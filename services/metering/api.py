@@ -11,7 +11,8 @@ from pydantic import Field
 from libs.common.clock import iso_millis
 from libs.common.database import Database
 from libs.common.errors import Forbidden
-from libs.common.http import CurrentCaller, Input
+from libs.common.http import CurrentCaller
+from libs.common.inputs import Input
 from libs.common.plans import Plans
 from libs.common.service_tokens import Caller
 from services.metering import operations, queries

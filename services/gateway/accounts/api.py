@@ -5,7 +5,6 @@ import re
 import time
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any, Final
-from uuid import UUID
 
 from fastapi import APIRouter, Header
 from fastapi.responses import JSONResponse, Response
@@ -15,7 +14,7 @@ from libs.common.database import Database, DatabaseUnavailable
 from libs.common.errors import Invalid
 from services.gateway import sse
 from services.gateway.accounts import operations, queries
-from services.gateway.accounts.domain import ProfileChange, ProfileNotFound
+from services.gateway.accounts.domain import ProfileChange, ProfileNotFound, user_channel
 from services.gateway.domain import Identity
 from services.gateway.feed import LiveFeed
 from services.gateway.sessions import CurrentIdentity, StandingCache, require_live_session
@@ -96,10 +95,6 @@ class AccountRoutes:
                 return await queries.list_user_events(conn, user_id=identity.user_id, after=after, limit=PAGE)
         except DatabaseUnavailable:  # an open stream waits for the database instead of breaking
             return []
-
-
-def user_channel(user_id: UUID) -> str:
-    return f"user:{user_id}"
 
 
 async def _wait(hints: asyncio.Queue[bytes]) -> None:

@@ -1,12 +1,13 @@
 """A profile, and what a user may change of it."""
 
 from typing import Annotated, Any
+from uuid import UUID
 from zoneinfo import available_timezones
 
 from pydantic import AfterValidator, Field
 
 from libs.common.errors import NotFound
-from libs.common.http import Input
+from libs.common.inputs import Input
 
 Line = Annotated[str, Field(max_length=200)]
 
@@ -37,3 +38,8 @@ class ProfileChange(Input):
 
     def changes(self) -> dict[str, Any]:
         return self.model_dump(exclude_none=True)
+
+
+def user_channel(user_id: UUID) -> str:
+    """Where replicas hint to one another that the user's event stream has grown."""
+    return f"user:{user_id}"

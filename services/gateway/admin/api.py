@@ -10,7 +10,7 @@ from pydantic import Field
 from libs.common.clock import iso_millis
 from libs.common.database import Database
 from libs.common.errors import NotFound
-from libs.common.http import Input
+from libs.common.inputs import Input
 from services.gateway.accounts import queries as accounts
 from services.gateway.admin import queries
 from services.gateway.sessions import CurrentAdmin, require_live_session

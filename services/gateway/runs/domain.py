@@ -7,7 +7,7 @@ import orjson
 from pydantic import Field, JsonValue
 
 from libs.common.errors import NotFound
-from libs.common.http import Input
+from libs.common.inputs import Input
 
 MAX_CONTEXT_BYTES: Final = 100_000
 DEFAULT_OUTPUT_TOKENS: Final = 1_000
