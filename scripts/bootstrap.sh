@@ -28,7 +28,8 @@ need_venv() {
     command -v apt-get >/dev/null 2>&1 || fail "$python has no venv module. Install it with this system's package tool."
     [ "$(id -u)" = 0 ] || fail "$python has no venv module. Run \`sudo apt-get install $version\`, then try again."
     say "Installing $version with apt; this happens once."
-    apt_install "$version" || { apt_get update && apt_install "$version"; } ||
+    { ls /var/lib/apt/lists/*_Packages* >/dev/null 2>&1 && apt_install "$version"; } ||
+        { apt_get update && apt_install "$version"; } ||
         fail "apt could not install $version; its own messages are above. Mend that, then try again."
 }
 

@@ -76,8 +76,9 @@ def _install(packages: Sequence[str]) -> None:
     install = (*_APT, "install", "--no-install-recommends", *packages)
     with _services_kept_down():
         _settle_dpkg()
-        # An empty or stale package list is the usual reason to fail; fetching it first would cost every time.
-        if _apt(install) != 0 and (_apt((*_APT, "update")) != 0 or _apt(install) != 0):
+        # A list that is there is tried first, since fetching it costs; if that fails, it may have been stale.
+        is_listed = any(Path("/var/lib/apt/lists").glob("*_Packages*"))
+        if (not is_listed or _apt(install) != 0) and (_apt((*_APT, "update")) != 0 or _apt(install) != 0):
             raise Failure(
                 f"apt could not install {' '.join(packages)}; its own messages are above. "
                 "Mend that (network, disk, package sources), then try again."
