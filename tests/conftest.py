@@ -1,8 +1,8 @@
 """Fixtures shared by all tests. Servers start once a session; with several workers the controller starts them."""
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from opentelemetry import trace
@@ -11,9 +11,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from libs.common.telemetry import configure_logging
+from ops.stack.stack import Stack
 from tests.harness.database import TestDatabase, new_database
 from tests.harness.servers import Servers, start_servers
 from tests.harness.services import Place
+
+STACK_SETTINGS: Final[Mapping[str, str]] = {"AUTH_RATE_LIMIT_MAX_REQUESTS": "100000"}
+"""One address signs up more people in five minutes here than anywhere else."""
 
 
 class SharedServers:
@@ -34,11 +38,22 @@ class SharedServers:
         self._stack.close()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=0, help="repeat a fault test's schedule by the seed it printed")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     configure_logging(service="tests", level="WARNING")
     workers = getattr(config.option, "numprocesses", None)
     if workers and not hasattr(config, "workerinput"):
         config.pluginmanager.register(SharedServers(workers), "shared-servers")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that bring up a whole stack share one: all of them run in the same worker (`--dist loadgroup`)."""
+    for item in items:
+        if {"e2e", "faults"} & set(item.path.parts):
+            item.add_marker(pytest.mark.xdist_group("stack"))
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +79,23 @@ async def place(test_database: TestDatabase, worker_id: str) -> AsyncGenerator[P
     place = Place(database=test_database, vhost=test_database.servers.vhosts[number], redis_number=number)
     yield place
     await place.delete_queues()
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack, None, None]:
+    """A whole stack as `make up` brings it up, in a home of its own beside the developer's; one a session."""
+    stack = Stack(tmp_path_factory.mktemp("stack") / "home")
+    try:
+        stack.up(settings=STACK_SETTINGS)
+        yield stack
+    finally:
+        stack.wipe()
+
+
+@pytest.fixture(scope="session")
+def environment(stack: Stack) -> Mapping[str, str]:
+    """What `make env` prints for the stack under test."""
+    return stack.environment()
 
 
 @pytest.fixture(scope="session")

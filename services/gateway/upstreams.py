@@ -65,6 +65,7 @@ def pass_back(response: httpx.Response) -> Response:
 
 @asynccontextmanager
 async def open_upstream(name: str, *, base_url: str, secret: str) -> AsyncGenerator[Upstream, None]:
-    limits = httpx.Limits(max_connections=200, max_keepalive_connections=100, keepalive_expiry=60)
+    # Few connections: the pool looks through all of them for every call, and one service needs no more at once.
+    limits = httpx.Limits(max_connections=32, max_keepalive_connections=32, keepalive_expiry=60)
     async with httpx.AsyncClient(base_url=base_url, timeout=TIMEOUT, limits=limits, follow_redirects=False) as client:
         yield Upstream(name, client=client, secret=secret)

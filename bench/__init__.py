@@ -1,0 +1,1 @@
+"""Benchmarks: figures for people, never assertions. Each runs against the stack that is up."""
