@@ -26,18 +26,18 @@ class StripeEmulator:
         self.webhook_secret = webhook_secret
         self._client = client
 
-    async def control(self, path: str, **fields: Any) -> dict[str, Any]:
-        answer = await self._client.post(f"/_emulator/{path}", json=fields)
+    async def control(self, part: str, /, **fields: Any) -> dict[str, Any]:
+        answer = await self._client.post(f"/_emulator/{part}", json=fields)
         answer.raise_for_status()
         return answer.json()
 
-    async def look(self, part: str, **fields: str) -> dict[str, Any]:
+    async def look(self, part: str, /, **fields: str) -> dict[str, Any]:
         """Read what the emulator knows of itself: `deliveries`, `calls`, `clock`."""
         answer = await self._client.get(f"/_emulator/{part}", params=fields)
         answer.raise_for_status()
         return answer.json()
 
-    async def api(self, method: str, path: str, **fields: str) -> dict[str, Any]:
+    async def api(self, method: str, path: str, /, **fields: str) -> dict[str, Any]:
         answer = await self._client.request(
             method,
             f"/v1/{path}",

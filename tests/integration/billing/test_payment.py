@@ -3,7 +3,7 @@
 import asyncio
 from uuid import UUID
 
-from tests.integration.billing.conftest import Billing
+from tests.harness.billing import Billing
 
 
 async def test_a_paid_checkout_becomes_a_plan_and_an_event(billing: Billing, user_id: UUID) -> None:

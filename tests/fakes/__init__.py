@@ -1,0 +1,1 @@
+"""Doubles with memory, each run through the same contract suite as what it stands in for."""
