@@ -227,6 +227,7 @@ CREATE TRIGGER user_profiles_emit AFTER INSERT OR UPDATE ON public.user_profiles
 -- On the profile, not on auth.users: the cascade removes the profile first, and with it the customer id billing needs.
 CREATE FUNCTION gateway.on_profile_deleted() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 BEGIN
+    -- ON CONFLICT: a service's answer to an earlier deletion of the same id may have made the row.
     INSERT INTO gateway.erasures (user_id) VALUES (OLD.user_id) ON CONFLICT (user_id) DO NOTHING;
     PERFORM gateway.emit('gateway.user_deleted.v1', OLD.user_id::text,
         jsonb_build_object('user_id', OLD.user_id, 'stripe_customer_id', OLD.stripe_customer_id));

@@ -176,6 +176,7 @@ DECLARE
 BEGIN
     INSERT INTO metering.entitlements AS e (user_id, version, tier, status, erased_as)
     VALUES (erased, 9223372036854775807, 'free', 'erased', 'erased:' || gen_random_uuid())
+    -- ON CONFLICT: entitlements that arrive at the same moment come before this version, or are older than it.
     ON CONFLICT (user_id) DO UPDATE
     SET version = EXCLUDED.version, tier = EXCLUDED.tier, status = EXCLUDED.status, features = '{}',
         period_start = NULL, period_end = NULL, updated_at = now(),
@@ -184,6 +185,7 @@ BEGIN
 
     -- Holds before counters, counters in the order everyone locks them: no deadlock with reservations and settlements.
     DELETE FROM metering.holds WHERE user_id = erased;
+    -- FOR UPDATE makes a reservation under way finish first; it would otherwise add to a counter that is being deleted.
     PERFORM FROM public.usage_metrics WHERE user_id = erased ORDER BY metric_type, period_start FOR UPDATE;
     -- At zero the trigger on DELETE has nothing to book and nothing to keep.
     UPDATE public.usage_metrics SET metric_value = 0, held_value = 0 WHERE user_id = erased;

@@ -30,7 +30,7 @@ LOGIN_ROLES: Final = {
 def _open(url: str) -> Generator[tuple[Any, Any], None, None]:
     """The runner and all migrations, for one process at a time.
 
-    The lock is the server's and ends with our connection; the runner's own is a row that outlives a killed process.
+    The advisory lock is the server's and ends with our connection; the runner's own is a row that outlives a killed process.
     """
     with psycopg.connect(url, autocommit=True) as guard:
         guard.execute("SELECT pg_advisory_lock(%s)", (LOCK_KEY,))

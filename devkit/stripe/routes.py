@@ -36,10 +36,17 @@ INCLUDES: dict[tuple[str, str], Include] = {
     ("invoice", "confirmation_secret"): invoices.confirmation_secret,
     ("charge", "refunds"): payments.charge_refunds,
 }
-_TABLE: dict[tuple[str, int], list[tuple[list[str], Handler]]] = {}
-for _method, _path, _handler in ROUTES:
-    _steps = _path.split("/")
-    _TABLE.setdefault((_method, len(_steps)), []).append((_steps, _handler))
+
+
+def _by_method_and_length() -> dict[tuple[str, int], list[tuple[list[str], Handler]]]:
+    table: dict[tuple[str, int], list[tuple[list[str], Handler]]] = {}
+    for method, path, handler in ROUTES:
+        steps = path.split("/")
+        table.setdefault((method, len(steps)), []).append((steps, handler))
+    return table
+
+
+_TABLE = _by_method_and_length()
 
 
 def resolve(method: str, path: str) -> tuple[Handler, list[str]]:

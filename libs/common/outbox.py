@@ -69,7 +69,9 @@ async def add(conn: Connection, *events: Event) -> None:
     await conn.execute(
         """
         INSERT INTO outbox (id, type, subject, data, traceparent)
-        SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::text[])
+        SELECT id, type, subject, data, traceparent
+        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::text[])
+            AS event(id, type, subject, data, traceparent)
         """,
         [event.event_id for event in events],
         [event.type for event in events],

@@ -47,6 +47,7 @@ async def mark_erased(conn: Connection, user_id: str) -> None:
     await conn.execute(
         """
         INSERT INTO agents.entitlements (user_id, erased_at) VALUES ($1, now())
+        -- ON CONFLICT: a first event of the user at the same time makes the row, and the lock below waits for it.
         ON CONFLICT (user_id) DO NOTHING
         """,
         user_id,

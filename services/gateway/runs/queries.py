@@ -5,7 +5,8 @@ from uuid import UUID
 from libs.common.database import Connection, Record
 from libs.common.events.gateway import RunRequested
 
-STUCK_AFTER_S = 60
+STUCK_AFTER_S = 15
+"""A claim without an answer this old is a dead process's: every request ends, in success or failure, well before."""
 KEPT_S = 86_400
 
 
@@ -18,6 +19,7 @@ async def claim_key(conn: Connection, *, user_id: UUID, key: str, request_hash: 
         """
         INSERT INTO gateway.idempotency_keys AS k (user_id, key, request_hash, resource_id)
         VALUES ($1, $2, $3, $4)
+        -- ON CONFLICT closes the race of two requests with one key; it also locks the row for whoever takes it over.
         ON CONFLICT (user_id, key) DO UPDATE
         SET claimed_at = CASE
                 WHEN k.response_status IS NULL AND k.request_hash = excluded.request_hash
@@ -47,10 +49,15 @@ async def store_response(conn: Connection, *, user_id: UUID, key: str, status: i
     )
 
 
-async def release_key(conn: Connection, *, user_id: UUID, key: str) -> None:
-    """Give an unanswered key back: a refusal is not kept, the same request may succeed later."""
+async def give_back_key(conn: Connection, *, user_id: UUID, key: str) -> None:
+    """End a claim without an answer: a refusal is not kept, and the next request takes the claim over at once."""
     await conn.execute(
-        "DELETE FROM gateway.idempotency_keys WHERE user_id = $1 AND key = $2 AND response_status IS NULL", user_id, key
+        """
+        UPDATE gateway.idempotency_keys SET claimed_at = '-infinity'
+        WHERE user_id = $1 AND key = $2 AND response_status IS NULL
+        """,
+        user_id,
+        key,
     )
 
 
