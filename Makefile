@@ -5,9 +5,13 @@ SHELL := /bin/sh
 PYTHON := .venv/bin/python
 STACK := $(PYTHON) -m ops.stack
 ENVIRONMENT_IS_CURRENT := .venv/.current
+UV = $(shell command -v uv || echo .local/tools/bin/uv)
+# Kills, cuts and floods take their time: they are asked for by name.
+T = tests --ignore=tests/faults
+WORKERS = 2
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs env migrate demo test check lint format types clean
+.PHONY: help up down status logs env migrate demo test contracts check lint format types clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
@@ -33,14 +37,21 @@ migrate: $(ENVIRONMENT_IS_CURRENT) ## Apply pending migrations to the running st
 demo: $(ENVIRONMENT_IS_CURRENT) ## Walk through the product on the running stack
 	@$(PYTHON) -m ops.demo
 
-test: $(ENVIRONMENT_IS_CURRENT) ## Run the tests, with servers of their own; one part: make test T=tests/unit
-	@$(PYTHON) -m pytest $(T)
+# A file of tests stays with one worker: what its fixtures start is started once.
+test: $(ENVIRONMENT_IS_CURRENT) ## Run the tests, with servers of their own; one part: make test T=tests/unit WORKERS=0
+	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(T)
+
+contracts: $(ENVIRONMENT_IS_CURRENT) ## Write the event contracts anew from the code; review what changed
+	@$(PYTHON) -m tests.contracts.snapshots --write
 
 check: lint types test ## Everything that CI runs
 
-lint: $(ENVIRONMENT_IS_CURRENT) ## Check style and layering
+lint: $(ENVIRONMENT_IS_CURRENT) ## Check style, layering, house rules and the lock file
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
+	@.venv/bin/lint-imports
+	@$(PYTHON) -m ops.house_rules
+	@$(UV) lock --check
 
 format: $(ENVIRONMENT_IS_CURRENT) ## Format the code and mend what can be mended by itself
 	@.venv/bin/ruff format .
