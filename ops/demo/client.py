@@ -87,7 +87,7 @@ def _patiently(attempt: Callable[[], httpx.Response]) -> httpx.Response:
     while True:
         try:
             response = attempt()
-            if response.status_code not in _AGAIN:
+            if response.status_code not in _AGAIN and not _is_in_flight(response):
                 return response
             reason = f"{response.status_code}: {response.text[:200]}"
         except httpx.TransportError as error:
@@ -95,6 +95,11 @@ def _patiently(attempt: Callable[[], httpx.Response]) -> httpx.Response:
         if time.monotonic() > deadline:
             raise DemoFailure(f"no answer within {PATIENCE_S:g} s; the last was {reason}")
         time.sleep(0.3)
+
+
+def _is_in_flight(response: httpx.Response) -> bool:
+    """Our own first try, cut off by a killed process, still has the key for some seconds."""
+    return response.status_code == 409 and response.json().get("code") == "gateway.idempotency_key_in_flight"  # noqa: PLR2004
 
 
 def _parse(response: httpx.Response) -> Generator[tuple[int, str, Any], None, None]:

@@ -37,6 +37,10 @@ class IdempotencyKeyReused(Invalid):
 class IdempotencyKeyInFlight(Conflict):
     code = "gateway.idempotency_key_in_flight"
 
+    @property
+    def retry_after_s(self) -> int | None:
+        return 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:

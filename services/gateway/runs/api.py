@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 
 from libs.common.clock import iso_millis
 from libs.common.database import Database
-from libs.common.errors import Invalid
+from libs.common.errors import Invalid, Unavailable
 from services.gateway import sse
 from services.gateway.domain import Identity
 from services.gateway.runs import operations, queries
@@ -57,9 +57,13 @@ class RunRoutes:
         claim = await self._claim(request, identity, idempotency_key)
         if claim.replay is not None:
             return Response(claim.replay, claim.replay_status, media_type="application/json")
-        refusal = await self._hold(identity, claim.resource_id, body)
+        try:
+            refusal = await self._hold(identity, claim.resource_id, body)
+        except Unavailable:
+            await self._give_back(identity, idempotency_key)
+            raise
         if refusal is not None:
-            await self._release_key(identity, idempotency_key)
+            await self._give_back(identity, idempotency_key)
             return refusal
         # From here on a crash or an unknown commit leaves a hold nobody confirms, which metering sweeps.
         async with self._database.transaction() as conn:
@@ -91,11 +95,12 @@ class RunRoutes:
         headers = {"Retry-After": response.headers.get("retry-after", "60")}
         return Response(orjson.dumps(refusal), 429, headers, media_type="application/problem+json")
 
-    async def _release_key(self, identity: Identity, key: str | None) -> None:
+    async def _give_back(self, identity: Identity, key: str | None) -> None:
+        """Let the same request be tried again at once, under the same id: a hold it may have got is found again."""
         if key is None:
             return
         async with self._database.transaction() as conn:
-            await queries.release_key(conn, user_id=identity.user_id, key=key)
+            await queries.give_back_key(conn, user_id=identity.user_id, key=key)
 
     async def _answer(self, identity: Identity, run_id: UUID, answer: bytes, prefer: str) -> Response:
         wait = _WAIT.search(prefer.lower())
