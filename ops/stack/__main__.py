@@ -3,17 +3,16 @@
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
 from ops.failure import Failure
 from ops.home import Home
 from ops.stack.display import Display
-from ops.stack.report import print_status
 from ops.stack.stack import Stack
 
 _INTERRUPTED = 130
@@ -46,7 +45,7 @@ def status(stack: Stack, display: Display) -> int:
     if not stack.is_running():
         display.say("The stack is not running. `make up` starts it.")
         return 1
-    return 0 if print_status(stack) else 1
+    return 0 if stack.show_status() else 1
 
 
 def env(stack: Stack, display: Display) -> int:
@@ -57,16 +56,11 @@ def env(stack: Stack, display: Display) -> int:
 
 
 def logs(stack: Stack, display: Display) -> int:
-    """Follow the logs of everything, or of what S names."""
-    wanted = os.environ.get("S", "")
-    files = sorted(str(path) for path in stack.home.logs.glob(f"{wanted}*.log"))
-    if not files:
-        display.say(f"No log begins with {wanted!r}. `make status` lists the names." if wanted else "No logs yet.")
-        return 1
-    try:
-        return subprocess.run(("tail", "-n", "20", "-F", *files), check=False).returncode
-    except KeyboardInterrupt:  # how one stops looking
-        return 0
+    """Follow the logs of everything, or of what S names, until Ctrl-C."""
+    del display
+    with suppress(KeyboardInterrupt):
+        stack.follow_logs(os.environ.get("S", ""))
+    return 0
 
 
 def migrate(stack: Stack, display: Display) -> int:

@@ -46,6 +46,13 @@ class ComposeStack:
         asked = subprocess.run(command, check=False, capture_output=True)
         return asked.returncode == 0 and bool(asked.stdout.strip())
 
+    def show_status(self) -> bool:
+        self._compose("ps", values=state.load(self._home).values)
+        return True
+
+    def follow_logs(self, wanted: str) -> None:
+        self._compose("logs", "--follow", "--tail", "20", *filter(None, [wanted]), values=state.load(self._home).values)
+
     def _compose(self, *arguments: str, values: Mapping[str, str]) -> None:
         settings = self._home.run / "compose.env"
         write_private(settings, "\n".join(dotenv.line(name, value) for name, value in values.items()) + "\n")

@@ -5,6 +5,7 @@ start, for going on after an interrupted one, and for applying a changed setting
 """
 
 import signal
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 
@@ -19,6 +20,7 @@ from ops.stack import layout, state
 from ops.stack.database import migrate, seed_admin
 from ops.stack.display import Display
 from ops.stack.environments import Addresses
+from ops.stack.report import print_processes
 from ops.stack.supervisor import ALIVE, EXIT_CONFIG, Process, Supervisor
 
 _READY_LIMIT_S = 90
@@ -65,8 +67,20 @@ class NativeStack:
     def is_running(self) -> bool:
         return self._supervisor.answers()
 
-    def processes(self) -> list[Process]:
-        return list(self._supervisor.processes().values()) if self._supervisor.answers() else []
+    def show_status(self) -> bool:
+        processes = sorted(self._supervisor.processes().values(), key=lambda process: process.name)
+        findings = self.findings()
+        listens = {process.name: self._ports_of(process.name) for process in processes}
+        print_processes(processes, findings=findings, ports=listens)
+        return all(findings.get(process.name, "not running") is None for process in processes)
+
+    def follow_logs(self, wanted: str) -> None:
+        files = sorted(self._home.logs.glob(f"{wanted}*.log"))
+        if not files:
+            raise Failure(
+                f"No log begins with {wanted!r}. `make status` lists the names." if wanted else "No logs yet."
+            )
+        subprocess.run(("tail", "-n", "20", "-F", *files), check=False)
 
     def findings(self) -> dict[str, str | None]:
         """For each running program why it is not ready, or None."""
@@ -77,7 +91,7 @@ class NativeStack:
         programs = [*engines, *layout.stand_ins(self._home, where), *layout.services(where, scale)]
         return {program.name: program.probe() for program in programs if processes[program.name].state in ALIVE}
 
-    def ports_of(self, program: str) -> list[int]:
+    def _ports_of(self, program: str) -> list[int]:
         return [port for name, port in state.load(self._home).ports.items() if layout.listener(name) == program]
 
     def _take_stock(self) -> dict[str, int]:

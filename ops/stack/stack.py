@@ -27,6 +27,7 @@ from ops.stack.database import run_migrations
 from ops.stack.display import Display
 from ops.stack.environments import KNOWN_BY, Addresses, public_environment
 from ops.stack.native import NativeStack
+from ops.stack.runner import Runner
 from ops.stack.scale import parse_scale
 
 RUNNER_SETTING = "STACK_RUNNER"
@@ -73,6 +74,14 @@ class Stack:
         remembered = state.load(self.home)
         return run_migrations("up", Addresses(ports=remembered.ports, values=remembered.values))
 
+    def show_status(self) -> bool:
+        """Print how each part is; True if all are ready."""
+        return self.is_running() and self._current_runner().show_status()
+
+    def follow_logs(self, wanted: str = "") -> None:
+        """Print what is logged until interrupted: of everything, or of what begins with `wanted`."""
+        self._current_runner().follow_logs(wanted)
+
     def is_running(self) -> bool:
         return self.home.run.exists() and self._current_runner().is_running()
 
@@ -87,10 +96,10 @@ class Stack:
     def native(self) -> NativeStack:
         return NativeStack(self.home, self._display)
 
-    def _current_runner(self) -> NativeStack | ComposeStack:
+    def _current_runner(self) -> Runner:
         return ComposeStack(self.home) if state.load(self.home).runner == "compose" else self.native
 
-    def _runner(self, values: Mapping[str, str]) -> NativeStack | ComposeStack:
+    def _runner(self, values: Mapping[str, str]) -> Runner:
         """What runs now stays as it is; else what was asked for; else containers where an engine answers."""
         current = self._current_runner()
         if state.exists(self.home) and current.is_running():
