@@ -21,24 +21,23 @@ from services.billing.domain import (
     effective_plan,
     tier_of,
 )
-from services.billing.webhook import WebhookEvent, check_time, object_to_refresh
+from services.billing.webhook import TOLERANCE_S, WebhookEvent, WebhookOutOfTime, object_to_refresh
 from services.billing.work_queries import Lease
 
 PORTAL = "/v1/billing/portal"
 
 
-async def record_event(conn: Connection, event: WebhookEvent, *, signed_at: float) -> bool:
+async def record_event(conn: Connection, event: WebhookEvent, *, signed_at: int) -> bool:
     """Store a genuine event and have its object fetched; False if it was known.
 
     Raises WebhookOutOfTime by the database's clock, which does not drift with the replica that happened to answer.
     """
-    check_time(signed_at, now=(await queries.get_now(conn)).timestamp())
-    object_id = object_to_refresh(event)
-    if not await work_queries.insert_event(conn, event, is_handled=object_id is None):
-        return False
-    if object_id is not None:
-        await work_queries.request_refresh(conn, object_id)
-    return True
+    receipt = await work_queries.insert_event(
+        conn, event, signed_at=signed_at, tolerance_s=TOLERANCE_S, refresh=object_to_refresh(event)
+    )
+    if not receipt.is_in_time:
+        raise WebhookOutOfTime(f"The signature was made more than {TOLERANCE_S} s away from now.")
+    return receipt.is_new
 
 
 # What was fetched -----------------------------------------------------------------------------------------------------

@@ -24,16 +24,34 @@ class Lease:
     read_at: datetime
 
 
-async def insert_event(conn: Connection, event: WebhookEvent, *, is_handled: bool) -> bool:
-    """Return False if the event is known already."""
-    inserted = await conn.fetchval(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What became of an event: `is_new` if it was stored now, `is_in_time` unless it was signed too far from now."""
+
+    is_new: bool
+    is_in_time: bool
+
+
+async def insert_event(
+    conn: Connection, event: WebhookEvent, *, signed_at: int, tolerance_s: int, refresh: str | None
+) -> Receipt:
+    """Store an event and ask for its object, in one statement: Stripe waits for it, and may send thousands."""
+    row = await conn.fetchrow(
         """
-        INSERT INTO billing.stripe_events (id, type, object_id, stripe_customer_id, livemode, api_version, created,
-            payload, handled_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, CASE WHEN $9 THEN now() END)
-        -- ON CONFLICT: Stripe delivers twice and in parallel; the second waits for the first and changes nothing.
-        ON CONFLICT (id) DO NOTHING
-        RETURNING id
+        WITH received AS (
+            INSERT INTO billing.stripe_events (id, type, object_id, stripe_customer_id, livemode, api_version, created,
+                payload, handled_at)
+            SELECT $1, $2, $3, $4, $5, $6, $7, $8, CASE WHEN $9::text IS NULL THEN now() END
+            WHERE abs(extract(epoch FROM now()) - $10) <= $11
+            -- ON CONFLICT: Stripe delivers twice and in parallel; the second waits for the first and changes nothing.
+            ON CONFLICT (id) DO NOTHING
+            RETURNING id
+        ), refresh AS (
+            INSERT INTO billing.refreshes (object_id) SELECT $9 FROM received WHERE $9 IS NOT NULL
+            -- ON CONFLICT: as in request_refresh.
+            ON CONFLICT (object_id) DO UPDATE SET wanted = refreshes.wanted + 1, due_at = least(refreshes.due_at, now())
+        )
+        SELECT EXISTS (SELECT FROM received) AS is_new, abs(extract(epoch FROM now()) - $10) <= $11 AS is_in_time
         """,
         event.id,
         event.type,
@@ -43,9 +61,13 @@ async def insert_event(conn: Connection, event: WebhookEvent, *, is_handled: boo
         event.api_version,
         event.created_at,
         dict(event.payload),
-        is_handled,
+        refresh,
+        signed_at,
+        tolerance_s,
     )
-    return inserted is not None
+    if row is None:
+        raise LookupError("the statement has one row")
+    return Receipt(**dict(row))
 
 
 async def request_refresh(conn: Connection, object_id: str) -> None:

@@ -46,6 +46,14 @@ async def test_forged_old_future_and_garbled_signatures_leave_no_row(quiet_billi
     assert await stored(billing) == 0
 
 
+async def test_a_clock_four_minutes_off_is_tolerated_either_way(quiet_billing: Billing) -> None:
+    for seconds in (-290, 290):
+        payload = a_payload(id=f"evt_{seconds + 1000}")
+        signature = quiet_billing.signature(payload, timestamp=int(time.time()) + seconds)
+        assert (await quiet_billing.post_webhook(payload, signature)).status_code == 200
+    assert await stored(quiet_billing) == 2
+
+
 async def test_genuine_events_that_are_not_for_us_leave_no_row(quiet_billing: Billing) -> None:
     for payload in (
         a_payload(livemode=True),
