@@ -24,13 +24,15 @@ LOGIN_ROLES: Final = {
     "venture_agents": "AGENTS_DB_PASSWORD",
     "venture_operator": "OPERATOR_DB_PASSWORD",
 }
+_WITH_SUPERUSER: Final = {**LOGIN_ROLES, "postgres": "POSTGRES_PASSWORD"}
 
 
 @contextmanager
 def _open(url: str) -> Generator[tuple[Any, Any], None, None]:
     """The runner and all migrations, for one process at a time.
 
-    The advisory lock is the server's and ends with our connection; the runner's own is a row that outlives a killed process.
+    The advisory lock is the server's and ends with our connection; the runner's own is a row that outlives a killed
+    process.
     """
     with psycopg.connect(url, autocommit=True) as guard:
         guard.execute("SELECT pg_advisory_lock(%s)", (LOCK_KEY,))
@@ -88,7 +90,7 @@ def main() -> None:
     names = migrate_up(url) if arguments.command == "up" else migrate_down(url, steps=arguments.steps)
     print("\n".join(names) or "nothing to do")
     if arguments.command == "up":
-        set_passwords(url, {role: os.environ[name] for role, name in LOGIN_ROLES.items() if os.environ.get(name)})
+        set_passwords(url, {role: os.environ[name] for role, name in _WITH_SUPERUSER.items() if os.environ.get(name)})
 
 
 if __name__ == "__main__":

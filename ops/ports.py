@@ -3,7 +3,7 @@
 import random
 import re
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,3 +123,14 @@ def _open_files(process: Path) -> set[str]:
 def port_setting(name: str) -> str:
     """The setting that fixes the port called `name`: GATEWAY_PORT for `gateway`."""
     return f"{re.sub('[^a-z0-9]', '_', name).upper()}_PORT"
+
+
+def fixed_ports(names: Iterable[str], values: Mapping[str, str]) -> dict[str, int]:
+    """The ports among `names` that the settings fix."""
+    return {name: _read(setting, values[setting]) for name in names if values.get(setting := port_setting(name))}
+
+
+def _read(setting: str, text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= _HIGHEST:
+        raise Failure(f"{setting} must be a port number from 1 to {_HIGHEST}, not {text!r}.")
+    return int(text)

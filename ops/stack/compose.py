@@ -1,61 +1,257 @@
-"""The stack as containers, for machines with a Docker engine. What is in them is described by deploy/compose.yaml."""
+"""The stack as containers, for machines with a Docker engine. What is in them is described by deploy/compose.yaml.
 
+Settings reach Compose through the environment of its process alone: nothing is written down, nothing has to be quoted,
+and what a shell happens to export stays outside.
+"""
+
+import hashlib
+import json
+import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from ops.engines.definitions import OPERATOR, SERVICES, render_definitions
 from ops.failure import Failure
-from ops.files import write_private
 from ops.home import ROOT, Home
-from ops.stack import dotenv, layout, state
-from ops.stack.environments import Addresses
+from ops.ports import fixed_ports, plan_ports, port_setting
+from ops.stack import layout, state
+from ops.stack.containers import Container, find_containers, find_volumes, last_words, remove_volumes
+from ops.stack.database import seed_admin
+from ops.stack.display import Display
+from ops.stack.environments import KNOWN_BY, VHOST, Addresses, port_name
+from ops.stack.report import print_processes
+from ops.stack.scale import replicas
+from ops.stack.supervisor import EXIT_CONFIG
 
 COMPOSE_FILE = ROOT / "deploy" / "compose.yaml"
+DEVELOPMENT_FILE = ROOT / "deploy" / "compose.development.yaml"
+STRIPE_IN_THE_NETWORK = "http://stripe:8420"
+_SOURCES = (
+    ".dockerignore", "config", "deploy", "devkit", "libs", "migrations", "ops", "pyproject.toml", "services", "uv.lock",
+)  # fmt: skip
+_NOT_PUBLISHED = ("rabbitmq-dist", "rabbitmq-epmd", "mailbox-smtp")
 _ENGINE_ANSWER_LIMIT_S = 10
+_READY_LIMIT_S = 180
+_CRASHING_LIMIT_S = 30
 
 
 def is_available() -> bool:
     """Whether there is something to run and an engine that answers."""
     if not COMPOSE_FILE.exists() or not shutil.which("docker"):
         return False
+    return all(_succeeds("docker", *question) for question in (("info",), ("compose", "version")))
+
+
+def _succeeds(*command: str) -> bool:
     try:
-        asked = subprocess.run(("docker", "info"), check=False, capture_output=True, timeout=_ENGINE_ANSWER_LIMIT_S)
+        asked = subprocess.run(command, check=False, capture_output=True, timeout=_ENGINE_ANSWER_LIMIT_S)
     except subprocess.TimeoutExpired:
         return False
     return asked.returncode == 0
 
 
 class ComposeStack:
-    def __init__(self, home: Home) -> None:
-        self._home = home
+    def __init__(self, home: Home, display: Display) -> None:
+        self._home, self._display = home, display
+        self.project = f"venture-{home.digest}"
 
     def up(self, values: Mapping[str, str], scale: Mapping[str, int]) -> Addresses:
-        """The settings in force travel in a file of their own, since they may differ from `.env`."""
-        where = Addresses(ports=layout.usual_ports(self._home, dict.fromkeys(scale, 1)), values=values)
-        state.save(self._home, state.State(runner="compose", ports=dict(where.ports), values=dict(values)))
-        scaling = [word for service, count in scale.items() for word in ("--scale", f"{service}={count}")]
-        self._compose("up", "--detach", "--build", "--wait", "--remove-orphans", *scaling, values=values)
+        """Build what has changed, start what is down or different, and wait until all of it is ready."""
+        where = self._place(values, scale)
+        record = self._home.run / "compose.applied"
+        if record.exists() and record.read_text() == self._fingerprint(where) and not self._unready():
+            self._display.say("All of it was up already; nothing had to change.")
+            return where
+        record.unlink(missing_ok=True)
+        self._display.say("Building the images that have changed; the first time this takes a minute or two.")
+        self._compose("build", "--quiet", where=where)
+        where = self._place(values, scale)  # once more: building takes long enough for somebody to take a port
+        self._start(where)
+        seed_admin(where)
+        record.write_text(self._fingerprint(where))
         return where
 
     def down(self) -> bool:
-        self._compose("down", values=state.load(self._home).values)
+        """Stop and remove the containers, keep the volumes; False if nothing ran."""
+        if not find_containers(self.project):
+            return False
+        with self._display.waiting("Stopping"):
+            self._by_name("--progress", "quiet", "down", "--remove-orphans")
         return True
+
+    def remove_data(self) -> None:
+        remove_volumes(find_volumes(self.project))
 
     def is_running(self) -> bool:
-        command = ("docker", "compose", "--file", COMPOSE_FILE, "ps", "--quiet", "--status", "running")
-        asked = subprocess.run(command, check=False, capture_output=True)
-        return asked.returncode == 0 and bool(asked.stdout.strip())
+        return is_available() and any(container.state == "running" for container in find_containers(self.project))
+
+    def migrate(self, where: Addresses) -> str:
+        """Apply pending migrations; what the migration runner said."""
+        self._compose("build", "--quiet", "migrate", where=where)
+        command = self._command("run", "--rm", "--no-deps", "--no-TTY", "migrate")
+        done = subprocess.run(command, check=False, env=self._settings(where), stdout=subprocess.PIPE, text=True)
+        if done.returncode != 0:
+            raise Failure("The migrations failed; nothing after the failing one was applied.")
+        return done.stdout
 
     def show_status(self) -> bool:
-        self._compose("ps", values=state.load(self._home).values)
-        return True
+        containers = self._lasting()
+        print_processes(
+            [container.process for container in containers],
+            findings={container.name: container.finding for container in containers},
+            ports={container.name: sorted(container.ports) for container in containers},
+        )
+        return not any(container.finding for container in containers)
 
     def follow_logs(self, wanted: str) -> None:
-        self._compose("logs", "--follow", "--tail", "20", *filter(None, [wanted]), values=state.load(self._home).values)
+        containers = [found for found in find_containers(self.project) if found.name.startswith(wanted)]
+        if not containers:
+            raise Failure(f"No container's name begins with {wanted!r}. `make status` lists the names.")
+        self._by_name("logs", "--follow", "--tail", "20", *(container.service for container in containers))
 
-    def _compose(self, *arguments: str, values: Mapping[str, str]) -> None:
-        settings = self._home.run / "compose.env"
-        write_private(settings, "\n".join(dotenv.line(name, value) for name, value in values.items()) + "\n")
-        command = ("docker", "compose", "--file", COMPOSE_FILE, "--env-file", settings, *arguments)
+    def pid(self, program: str) -> int | None:
+        found = (container.pid for container in find_containers(self.project) if container.name == program)
+        return next(filter(None, found), None)
+
+    def _place(self, values: Mapping[str, str], scale: Mapping[str, int]) -> Addresses:
+        usual = {
+            name: port
+            for name, port in layout.usual_ports(self._home, scale).items()
+            if name not in _NOT_PUBLISHED and not name.endswith("-metrics")
+        }
+        published = {port for container in find_containers(self.project) for port in container.ports}
+        current = state.load(self._home).ports
+        running = {name for name in usual if current.get(name) in published}
+        plan = plan_ports(usual, fixed=fixed_ports(usual, values), current=current, running=running)
+        for sentence in plan.moved:
+            self._display.say(sentence)
+        where = Addresses(ports={name: plan.ports[name] for name in usual}, values=values)
+        state.save(self._home, state.State(runner="compose", ports=dict(where.ports), values=dict(values)))
+        self._replicas_file.write_text(render_replicas(where, scale))
+        return where
+
+    @property
+    def _replicas_file(self) -> Path:
+        return self._home.run / "compose.replicas.yaml"
+
+    def _fingerprint(self, where: Addresses) -> str:
+        """Stands for everything that containers are made from. The ports say how many of each service there are."""
+        parts = [layout.source_digest(*_SOURCES), json.dumps(compose_settings(where), sort_keys=True)]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def _start(self, where: Addresses) -> None:
+        before = {(container.id, container.started_at) for container in find_containers(self.project)}
+        messages = self._home.logs / "compose.log"
+        with self._display.waiting("Waiting for the containers") as waiting, messages.open("wb") as log:
+            command = self._command("--progress", "quiet", "up", "--detach", "--no-build", "--remove-orphans")
+            starting = subprocess.Popen(command, env=self._settings(where), stdout=log, stderr=log)
+            while not self._is_done(starting, before, waiting.seconds):
+                time.sleep(0.3)
+
+    def _is_done(self, starting: subprocess.Popen[bytes], told: set[tuple[str, str]], seconds: float) -> bool:
+        """Tell of each container once it is ready. Raises `Failure` when one never will be."""
+        status = starting.poll()
+        containers = find_containers(self.project)
+        for container in containers:
+            if container.finding is None and (key := (container.id, container.started_at)) not in told:
+                told.add(key)
+                self._display.say(f"  {container.name} is ready after {seconds:.1f} s")
+        unready = [found for found in containers if found.finding and not found.has_done_its_work]
+        if status or any(_is_hopeless(container, seconds) for container in unready):
+            starting.terminate()
+            starting.wait()
+            raise Failure(self._explain(unready))
+        return status == 0 and not unready
+
+    def _explain(self, unready: Sequence[Container]) -> str:
+        """Those that ended or failed their checks come before those that had no chance to start."""
+        guilty = [found for found in unready if found.exit_status or found.health == "unhealthy"] or unready
+        shown = [
+            f"{container.name} does not get ready: {container.finding}\n"
+            f"The last lines of its log:\n{last_words(container)}"
+            for container in guilty[:2]
+        ]
+        messages = (self._home.logs / "compose.log").read_text(errors="replace").strip()
+        advice = (
+            "Mend what they say and run `make up` again; what runs already keeps running. "
+            "`make logs` shows more, `make down` stops everything."
+        )
+        return "\n".join(filter(None, [*shown, messages, advice]))
+
+    def _lasting(self) -> list[Container]:
+        return [container for container in find_containers(self.project) if not container.has_done_its_work]
+
+    def _unready(self) -> bool:
+        containers = self._lasting()
+        return not containers or any(container.finding for container in containers)
+
+    def _settings(self, where: Addresses) -> dict[str, str]:
+        """The environment for Compose: how this shell reaches its engine, and over it the settings in force."""
+        # Attestations would give an unchanged image a new identity at each build, and so restart what runs.
+        ours = {"IMAGE_PREFIX": self.project, "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
+        return {**os.environ, **compose_settings(where), **ours}
+
+    def _compose(self, *arguments: str, where: Addresses) -> None:
+        if subprocess.run(self._command(*arguments), check=False, env=self._settings(where)).returncode != 0:
+            raise Failure("Docker Compose failed; its messages are above. Mend what they say and run `make up` again.")
+
+    def _command(self, *arguments: str) -> tuple[str, ...]:
+        files = (COMPOSE_FILE, DEVELOPMENT_FILE, self._replicas_file)
+        named = tuple(word for file in files for word in ("--file", str(file)))
+        return ("docker", "compose", "--project-name", self.project, "--env-file", os.devnull, *named, *arguments)
+
+    def _by_name(self, *arguments: str) -> None:
+        """Commands for which the containers' own labels say enough."""
+        command = ("docker", "compose", "--project-name", self.project, *arguments)
         if subprocess.run(command, check=False).returncode != 0:
-            raise Failure("Docker Compose failed; its messages are above. `docker compose ps` shows what runs.")
+            raise Failure("Docker Compose failed; its messages are above.")
+
+
+def compose_settings(where: Addresses) -> dict[str, str]:
+    """Every name that the compose files ask for, as this stack has it. Empty means: the service's own default."""
+    known = {name for names in KNOWN_BY.values() for name in names}
+    gateway = where.http("gateway")
+    passwords = {user: where.values[f"{user.upper()}_AMQP_PASSWORD"] for user in (OPERATOR, *SERVICES)}
+    definitions = json.loads(render_definitions(vhosts=[VHOST], passwords=passwords))
+    return {
+        **dict.fromkeys(sorted(known), ""),
+        "ENVIRONMENT": "development",
+        "FRONTEND_URL": gateway,
+        "NEXT_PUBLIC_SUPABASE_URL": gateway,
+        "SMTP_URL": "smtp://mailbox:8025",
+        **{name: value for name, value in where.values.items() if value},
+        **{port_setting(name): str(port) for name, port in where.ports.items()},
+        "STRIPE_API_BASE": STRIPE_IN_THE_NETWORK if where.stripe == where.http("stripe") else where.stripe,
+        "RABBITMQ_DEFINITIONS": json.dumps(definitions, separators=(",", ":")),
+    }
+
+
+def render_replicas(where: Addresses, scale: Mapping[str, int]) -> str:
+    """A compose file with the second and further replicas: each its own service with a port of its own.
+
+    Under its first replica's name it also answers inside the network, so that callers there are spread over all.
+    """
+    # A dollar sign in the path would be taken for a variable.
+    file = json.dumps(str(COMPOSE_FILE).replace("$", "$$"))
+    parts = [
+        f"""\
+  {port_name(service, number)}:
+    extends: {{file: {file}, service: {service}}}
+    build: !reset null
+    ports: !override ["127.0.0.1:{where.ports[port_name(service, number)]}:8000"]
+    networks:
+      default: {{aliases: [{service}]}}
+"""
+        for service, number in replicas(scale)
+        if number > 1
+    ]
+    return "services:\n" + "".join(parts) if parts else "services: {}\n"
+
+
+def _is_hopeless(container: Container, seconds: float) -> bool:
+    if container.state == "restarting":
+        return container.exit_status == EXIT_CONFIG or seconds > _CRASHING_LIMIT_S
+    return seconds > _READY_LIMIT_S

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from ops.engines.definitions import SERVICES
 from ops.engines.packages import ensure_programs
 from ops.failure import Failure
-from ops.home import Home
-from ops.ports import listening_on, plan_ports, port_setting
-from ops.processes import end_processes, find_all, forget, signal_process
+from ops.home import Home, remove_outside
+from ops.ports import fixed_ports, listening_on, plan_ports
+from ops.processes import end_processes, find_all, find_process, forget, signal_process
 from ops.programs import Program, last_lines, write_script
 from ops.stack import layout, state
-from ops.stack.database import migrate, seed_admin
+from ops.stack.database import migrate, run_migrations, seed_admin
 from ops.stack.display import Display
 from ops.stack.environments import Addresses
 from ops.stack.report import print_processes
@@ -63,6 +63,15 @@ class NativeStack:
         for name in names:
             forget(self._home, name)
         return bool(running)
+
+    def remove_data(self) -> None:
+        remove_outside(self._home)
+
+    def migrate(self, where: Addresses) -> str:
+        return run_migrations("up", where)
+
+    def pid(self, program: str) -> int | None:
+        return find_process(self._home, program)
 
     def is_running(self) -> bool:
         return self._supervisor.answers()
@@ -115,7 +124,7 @@ class NativeStack:
         ours = {program: listening_on(pid) for program, pid in running.items()}
         plan = plan_ports(
             usual,
-            fixed={name: _port(setting, values) for name in usual if values.get(setting := port_setting(name))},
+            fixed=fixed_ports(usual, values),
             current=current,
             running={name for name in usual if current.get(name) in ours.get(layout.listener(name), ())},
         )
@@ -194,10 +203,3 @@ def _is_hopeless(process: Process, seconds: float) -> bool:
     if process.state in ALIVE:
         return False
     return process.state == "FATAL" or process.exit_status == EXIT_CONFIG or seconds > _CRASHING_LIMIT_S
-
-
-def _port(setting: str, values: Mapping[str, str]) -> int:
-    text = values[setting]
-    if not text.isdigit() or not 1 <= int(text) <= 65535:  # noqa: PLR2004 - the range of TCP ports
-        raise Failure(f"{setting} must be a port number from 1 to 65535, not {text!r}.")
-    return int(text)

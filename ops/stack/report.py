@@ -1,4 +1,4 @@
-"""How the processes of a native stack are, as a table for people."""
+"""How the processes of a stack are, as a table for people."""
 
 from collections.abc import Mapping, Sequence
 

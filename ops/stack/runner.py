@@ -15,6 +15,18 @@ class Runner(Protocol):
         """Stop everything and keep the data; False if nothing ran."""
         ...
 
+    def remove_data(self) -> None:
+        """Remove what is kept outside the home, once everything is down."""
+        ...
+
+    def migrate(self, where: Addresses) -> str:
+        """Apply pending migrations to the running database; what the migration runner said."""
+        ...
+
+    def pid(self, program: str) -> int | None:
+        """The present pid of a program such as `agents-1`, as this machine counts; None while it does not run."""
+        ...
+
     def is_running(self) -> bool: ...
 
     def show_status(self) -> bool:

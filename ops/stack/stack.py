@@ -18,12 +18,10 @@ from pathlib import Path
 
 from ops.failure import Failure
 from ops.files import write_private
-from ops.home import Home, remove_outside
+from ops.home import Home
 from ops.ports import port_setting
-from ops.processes import find_process
 from ops.stack import compose, dotenv, layout, settings, state
 from ops.stack.compose import ComposeStack
-from ops.stack.database import run_migrations
 from ops.stack.display import Display
 from ops.stack.environments import KNOWN_BY, Addresses, public_environment
 from ops.stack.native import NativeStack
@@ -57,7 +55,7 @@ class Stack:
     def wipe(self) -> None:
         """Stop everything and remove all data; what the home holds besides the stack stays, and so does `.env`."""
         self.down()
-        remove_outside(self.home)
+        self._current_runner().remove_data()
         for directory in (self.home.data, self.home.run, self.home.logs, self.home.pids):
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -72,7 +70,7 @@ class Stack:
         """Apply pending migrations to the running stack's database; what the migration runner said."""
         self.environment()
         remembered = state.load(self.home)
-        return run_migrations("up", Addresses(ports=remembered.ports, values=remembered.values))
+        return self._current_runner().migrate(Addresses(ports=remembered.ports, values=remembered.values))
 
     def show_status(self) -> bool:
         """Print how each part is; True if all are ready."""
@@ -86,18 +84,18 @@ class Stack:
         return self.home.run.exists() and self._current_runner().is_running()
 
     def pid(self, service: str, number: int = 1) -> int:
-        """The present pid of a replica or engine of a native stack, such as ("agents", 1) or ("postgres", 1)."""
-        pid = find_process(self.home, f"{service}-{number}")
+        """The present pid of a replica, stand-in or engine, such as ("agents", 1) or ("postgres", 1)."""
+        pid = self._current_runner().pid(f"{service}-{number}")
         if pid is None:
             raise Failure(f"{service}-{number} is not running.")
         return pid
 
-    @property
-    def native(self) -> NativeStack:
-        return NativeStack(self.home, self._display)
-
     def _current_runner(self) -> Runner:
-        return ComposeStack(self.home) if state.load(self.home).runner == "compose" else self.native
+        """How it runs, or ran last."""
+        return self._new_runner(state.load(self.home).runner)
+
+    def _new_runner(self, name: state.Runner) -> Runner:
+        return (ComposeStack if name == "compose" else NativeStack)(self.home, self._display)
 
     def _runner(self, values: Mapping[str, str]) -> Runner:
         """What runs now stays as it is; else what was asked for; else containers where an engine answers."""
@@ -109,7 +107,7 @@ class Stack:
         )
         if asked not in ("native", "compose"):
             raise Failure(f"{RUNNER_SETTING} is {asked!r}. It can be native or compose.")
-        return self.native if asked == "native" else ComposeStack(self.home)
+        return self._new_runner(asked)
 
     def _settle(self, given: Mapping[str, str]) -> dict[str, str]:
         """Complete the settings file, then put what was given over it."""
