@@ -18,8 +18,6 @@ _BY_NAME: Final[Mapping[str, Any]] = MappingProxyType(
         "status": "active",
         "metric": "runs",
         "currency": "usd",
-        "stripe_customer_id": "cus_example",
-        "stripe_invoice_id": "in_example",
         "agent_type": "suggestion",
         "task": "Plan the launch of our invoice reminder for small agencies.",
         "amounts": {"runs": 1},
@@ -28,6 +26,7 @@ _BY_NAME: Final[Mapping[str, Any]] = MappingProxyType(
         "version": 2,
     }
 )
+_STRIPE_IDS: Final[Mapping[str, str]] = MappingProxyType({"stripe_customer_id": "cus_", "stripe_invoice_id": "in_"})
 _BY_TYPE: Final[Mapping[Any, Any]] = MappingProxyType(
     {str: "example", int: 7, bool: True, datetime: datetime(2026, 11, 23, 12, tzinfo=UTC), dict: {}}
 )
@@ -46,6 +45,8 @@ def an_event(event_class: type[EventT], **facts: Any) -> EventT:
 def _example(name: str, annotation: Any) -> Any:
     if name in _BY_NAME:
         return _BY_NAME[name]
+    if name in _STRIPE_IDS:
+        return f"{_STRIPE_IDS[name]}{new_id().hex}"
     origin = get_origin(annotation)
     if origin is Literal:
         return get_args(annotation)[0]
