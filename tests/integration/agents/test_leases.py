@@ -65,15 +65,17 @@ async def test_a_frozen_worker_that_wakes_up_is_fenced_while_its_heir_finishes(
     place: Place, database: Database, user_id: UUID
 ) -> None:
     frozen = FakeModel(pieces=["old "], waits=True, last_pieces=["never seen"])
-    async with agents(place, frozen, agents_lease_s=60, agents_heartbeat_s=60):
+    heir = FakeModel(pieces=["new"], waits=True)
+    # It neither renews its lease nor has room to lease the run again itself: as a stopped process.
+    async with agents(place, frozen, agents_lease_s=60, agents_heartbeat_s=60, agents_max_parallel_runs=1):
         run_id = await request_run(database, user_id)
         await eventually(lambda: said(place.database, run_id, "old "))
-        heir = FakeModel(pieces=["new"], waits=True)
         async with agents(place, heir):
             await expire(place.database, run_id)
-            # The frozen worker may lease its run again itself: expire it until the other one has it.
-            await eventually(lambda: is_at_work(place.database, run_id, heir))
+            await eventually(lambda: said(place.database, run_id, "new"))
             frozen.go_on.set()
+            await eventually(lambda: is_idle(frozen))
+            assert (await run_row(place.database, run_id))["status"] == "running"
             heir.go_on.set()
             row = await has_status(place.database, run_id, "succeeded")
     assert row["output"] == "new"
@@ -87,14 +89,27 @@ async def said(test_database: TestDatabase, run_id: UUID, text: str) -> bool:
     return text_of(await stream_of(test_database, run_id)) == text
 
 
-async def is_at_work(test_database: TestDatabase, run_id: UUID, model: FakeModel) -> bool:
-    if await said(test_database, run_id, model.pieces[0]):
-        return True
-    attempts = await test_database.fetchval("SELECT attempt - handed_back FROM agent_runs WHERE id = $1", run_id)
-    if attempts > 1:
-        await test_database.execute("UPDATE agent_runs SET attempt = 1 WHERE id = $1", run_id)
-        await expire(test_database, run_id)
-    return False
+async def is_idle(model: FakeModel) -> bool:
+    return model.at_work == 0
+
+
+async def test_a_database_that_drops_connections_costs_a_run_nothing(
+    place: Place, database: Database, user_id: UUID
+) -> None:
+    model = FakeModel(waits=True, last_pieces=[" Still", " here."])
+    async with agents(place, model):
+        run_id = await request_run(database, user_id)
+        await eventually(lambda: said(place.database, run_id, "Hello there."))
+        for _ in range(3):
+            await place.database.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'venture-agents' AND datname = current_database()"
+            )
+            model.go_on.set()
+        row = await has_status(place.database, run_id, "succeeded")
+    assert (row["attempt"], row["output"]) == (1, "Hello there. Still here.")
+    assert text_of(await stream_of(place.database, run_id)) == row["output"]
+    assert len(await emitted(place.database, FINISHED)) == 1
 
 
 async def test_a_killed_worker_s_run_gets_a_second_attempt(place: Place, database: Database, user_id: UUID) -> None:
@@ -196,6 +211,19 @@ async def test_workers_that_lease_at_once_never_share_a_run_or_break_the_cap(
                 await operations.finish_run(conn, it.run.id, ending, lease_token=it.run.lease_token)
     assert len({it.run.id for it in leased}) == len(leased)
     assert len({it.run.lease_token for it in leased}) == len(leased)
+
+
+async def test_a_worker_that_leases_for_a_user_keeps_others_from_doing_so_until_it_commits(
+    database: Database, test_database: TestDatabase, user_id: UUID
+) -> None:
+    first, second = await request_run(database, user_id), await request_run(database, user_id)
+    async with database.transaction() as conn:
+        [leased] = await operations.start_runs(conn, caps=CAPS, worker="a", lease_s=15, limit=9)
+        assert leased.run.id == first
+        # Now another worker would choose another run, and neither would see what the other does.
+        await test_database.execute("UPDATE agent_runs SET priority = 9 WHERE id = $1", second)
+        assert await lease(database, worker="b") == []
+    assert await lease(database, worker="b") == []
 
 
 async def test_a_noisy_user_s_thousandth_run_does_not_delay_another_s_first(database: Database, user_id: UUID) -> None:

@@ -16,6 +16,7 @@ from tests.harness.patience import eventually
 from tests.harness.services import Place, RunningService, service_headers
 from tests.integration.agents.workshop import (
     FakeModel,
+    a_request,
     agents,
     emitted,
     get,
@@ -152,6 +153,25 @@ async def test_no_run_slips_in_beside_an_erasure(database: Database, test_databa
         *(delete_user(database, user_id) for user_id in users),
         *(request_run(database, user_id) for user_id in users),
     )
+    assert await test_database.fetchval("SELECT count(*) FROM agent_runs") == 0
+
+
+async def test_an_erasure_waits_for_a_run_that_is_just_being_accepted(
+    database: Database, test_database: TestDatabase, user_id: UUID
+) -> None:
+    await set_tier(database, user_id, "free")
+
+    async def waits_or_is_over() -> bool:
+        waiting = await test_database.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        return bool(waiting) or erasure.done()
+
+    async with database.transaction() as conn:
+        await consumers.on_run_requested(a_request(user_id), conn)
+        erasure = asyncio.create_task(delete_user(database, user_id))
+        await eventually(waits_or_is_over)
+    await erasure
     assert await test_database.fetchval("SELECT count(*) FROM agent_runs") == 0
 
 
