@@ -143,30 +143,43 @@ class ComposeStack:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def _start(self, where: Addresses) -> None:
-        before = {(container.id, container.started_at) for container in find_containers(self.project)}
+        before = find_containers(self.project)
         messages = self._home.logs / "compose.log"
         with self._display.waiting("Waiting for the containers") as waiting, messages.open("wb") as log:
             command = self._command("--progress", "quiet", "up", "--detach", "--no-build", "--remove-orphans")
             starting = subprocess.Popen(command, env=self._settings(where), stdout=log, stderr=log)
-            while not self._is_done(starting, before, waiting.seconds):
+            told = {(container.id, container.started_at) for container in before}
+            while not self._is_done(starting, before, told, waiting.seconds):
                 time.sleep(0.3)
 
-    def _is_done(self, starting: subprocess.Popen[bytes], told: set[tuple[str, str]], seconds: float) -> bool:
-        """Tell of each container once it is ready. Raises `Failure` when one never will be."""
+    def _is_done(
+        self,
+        starting: subprocess.Popen[bytes],
+        before: Sequence[Container],
+        told: set[tuple[str, str]],
+        seconds: float,
+    ) -> bool:
+        """Whether all are ready; raises `Failure` when one never will be."""
         status = starting.poll()
-        containers = find_containers(self.project)
-        for container in containers:
-            if container.finding is None and (key := (container.id, container.started_at)) not in told:
-                told.add(key)
-                self._display.say(f"  {container.name} is ready after {seconds:.1f} s")
-        unready = [found for found in containers if found.finding and not found.has_done_its_work]
+        containers = [found for found in find_containers(self.project) if not found.has_done_its_work]
+        self._tell_of_ready(containers, told, seconds)
+        # Until Compose has replaced them, those that were there before say nothing about the settings in force now.
+        old = {container.id for container in before} if status is None else set[str]()
+        unready = [found for found in containers if found.finding and found.id not in old]
         if status or any(_is_hopeless(container, seconds) for container in unready):
             starting.terminate()
             starting.wait()
-            raise Failure(self._explain(unready))
+            raise Failure(self._explain(unready, status))
         return status == 0 and not unready
 
-    def _explain(self, unready: Sequence[Container]) -> str:
+    def _tell_of_ready(self, containers: Sequence[Container], told: set[tuple[str, str]], seconds: float) -> None:
+        for container in containers:
+            key = (container.id, container.started_at)
+            if container.health == "healthy" and key not in told:
+                told.add(key)
+                self._display.say(f"  {container.name} is ready after {seconds:.1f} s")
+
+    def _explain(self, unready: Sequence[Container], status: int | None) -> str:
         """Those that ended or failed their checks come before those that had no chance to start."""
         guilty = [found for found in unready if found.exit_status or found.health == "unhealthy"] or unready
         shown = [
@@ -174,7 +187,7 @@ class ComposeStack:
             f"The last lines of its log:\n{last_words(container)}"
             for container in guilty[:2]
         ]
-        messages = (self._home.logs / "compose.log").read_text(errors="replace").strip()
+        messages = (self._home.logs / "compose.log").read_text(errors="replace").strip() if status else ""
         advice = (
             "Mend what they say and run `make up` again; what runs already keeps running. "
             "`make logs` shows more, `make down` stops everything."
