@@ -1,0 +1,259 @@
+"""Work for every job of every service: what lies ready, how the job is started, and what it must have come to."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final, LiteralString
+from uuid import UUID
+
+from libs.common.database import Database
+from libs.common.plans import load_plans
+from libs.common.process import Loop
+from services.agents.runs.domain import RunEvent
+from services.agents.runs.execution import Engine
+from services.agents.runs.jobs import RunWorker
+from services.agents.runs.lease_queries import Caps
+from services.billing import operations as billing
+from services.billing import work_queries
+from services.billing.checkout import Desk
+from services.billing.domain import Purchase, Rules
+from services.billing.jobs import Reviewer, StripeSync
+from services.gateway.jobs import Housekeeper
+from services.metering import operations as metering
+from services.metering.domain import Metric
+from services.metering.jobs import HoldSweeper
+from tests.fakes.payments import FakePayments
+from tests.harness.database import TestDatabase
+from tests.integration.agents.workshop import FakeModel, request_run
+from tests.integration.standing.mortality import Mortality
+
+RULES: Final = Rules(plans=load_plans(), grace=timedelta(days=7))
+ADA: Final = UUID("00000000-0000-7000-8000-00000000000a")
+BOB: Final = UUID("00000000-0000-7000-8000-00000000000b")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workplace:
+    """The service's own database, the superuser's view of it, and a Stripe that outlives the job."""
+
+    database: Database
+    rows: TestDatabase
+    payments: FakePayments = field(default_factory=FakePayments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """`outcome` is what must be the same whether the job was killed or not; `later` lets its leases run out."""
+
+    job: type
+    service: str
+    prepare: Callable[[Workplace], Awaitable[None]]
+    start: Callable[[Workplace, Mortality], Sequence[Loop]]
+    is_done: LiteralString
+    outcome: Sequence[LiteralString]
+    later: Sequence[LiteralString] = ()
+
+
+# Billing --------------------------------------------------------------------------------------------------------------
+
+
+async def _buy(place: Workplace, user_id: UUID) -> str:
+    purchase = Purchase(user_id=user_id, email=None, tier="pro", success_url="https://a/", cancel_url="https://a/")
+    link = await Desk(place.database, place.payments, RULES).open_checkout(purchase)
+    subscription_id, _ = place.payments.complete(link.id)
+    async with place.database.transaction() as conn:
+        await work_queries.request_refresh(conn, subscription_id)
+    return subscription_id
+
+
+def _a_sync(place: Workplace) -> StripeSync:
+    return StripeSync(place.database, place.payments, RULES, woken=asyncio.Event())
+
+
+async def _one_buys_and_one_leaves(place: Workplace) -> None:
+    await _buy(place, BOB)
+    await _a_sync(place).run_once()
+    await _buy(place, ADA)
+    async with place.database.transaction() as conn:
+        await billing.request_erasure(conn, user_id=BOB, profile_customer_id=None, has_payments=True)
+
+
+def _sync(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
+    payments = mortality.port(place.payments)
+    return (StripeSync(mortality.database(place.database), payments, RULES, woken=asyncio.Event()).run,)
+
+
+async def _two_stopped_paying(place: Workplace) -> None:
+    for user_id in (ADA, BOB):
+        await _buy(place, user_id)
+    await _a_sync(place).run_once()
+    await place.rows.execute(
+        "UPDATE billing.subscriptions SET status = 'past_due', past_due_since = now() - interval '8 days'"
+    )
+    await place.rows.execute("UPDATE billing.accounts SET review_at = now() - interval '1 s'")
+
+
+def _review(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
+    return (Reviewer(mortality.database(place.database), RULES).run,)
+
+
+_PLANS: Final = (
+    "SELECT user_id, tier, status, version FROM billing.accounts ORDER BY 1",
+    "SELECT type, subject, data - 'user_id' AS data FROM billing.outbox ORDER BY type, subject, id",
+)
+
+# Metering -------------------------------------------------------------------------------------------------------------
+
+
+async def _three_runs_vanished(place: Workplace) -> None:
+    for number in range(3):
+        async with place.database.transaction() as conn:
+            await metering.reserve_usage(
+                conn,
+                RULES.plans,
+                hold_id=UUID(int=number + 1),
+                user_id=ADA,
+                amounts={Metric.RUNS: 1, Metric.TOKENS: 100},
+                is_confirmed=True,
+            )
+    await place.rows.execute("UPDATE metering.holds SET expires_at = now() - interval '1 s'")
+
+
+def _sweep(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
+    return (HoldSweeper(mortality.database(place.database), lambda: None, interval_s=0.01).run,)
+
+
+# Gateway --------------------------------------------------------------------------------------------------------------
+
+
+async def _old_and_new_rows(place: Workplace) -> None:
+    await place.rows.execute("INSERT INTO auth.users (id, email) VALUES ($1, 'ada@example.com')", ADA)
+    await place.rows.execute(
+        """
+        INSERT INTO gateway.idempotency_keys (user_id, key, request_hash, resource_id, claimed_at)
+        SELECT $1, age, '', gen_random_uuid(), now() - age::interval FROM unnest(ARRAY['0 s', '2 days', '3 days']) age
+        """,
+        ADA,
+    )
+    await place.rows.execute(
+        """
+        INSERT INTO gateway.user_events (user_id, type, data, at)
+        SELECT $1, age, '{}', now() - age::interval FROM unnest(ARRAY['0 s', '8 days', '9 days']) age
+        """,
+        ADA,
+    )
+
+
+def _keep_house(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
+    return (Housekeeper(mortality.database(place.database)).run,)
+
+
+# Agents ---------------------------------------------------------------------------------------------------------------
+
+
+class Unwatched:
+    """A mirror nobody looks into."""
+
+    def offer(self, run_id: UUID, events: Sequence[RunEvent]) -> None:
+        del run_id, events
+
+
+async def _two_runs_were_asked_for(place: Workplace) -> None:
+    for user_id in (ADA, BOB):
+        await request_run(place.database, user_id)
+
+
+def _work(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
+    worker = RunWorker(
+        name="mortal",
+        engine=Engine(
+            database=mortality.database(place.database),
+            mirror=Unwatched(),
+            choose_model=FakeModel().choose,
+            idle_limit_s=10,
+            total_limit_s=30,
+        ),
+        caps=Caps(by_tier={}, default=1),
+        capacity=2,
+        lease_s=60,
+        heartbeat_s=0.2,
+        shutdown_grace_s=0.05,
+        wake=asyncio.Event(),
+    )
+    return (worker.run, worker.watch)
+
+
+WORK: Final = (
+    Work(
+        job=StripeSync,
+        service="billing",
+        prepare=_one_buys_and_one_leaves,
+        start=_sync,
+        is_done="SELECT NOT EXISTS (SELECT FROM billing.refreshes WHERE done < wanted)"
+        " AND NOT EXISTS (SELECT FROM billing.erasures WHERE stripe_done_at IS NULL)",
+        outcome=(
+            *_PLANS,
+            "SELECT id, user_id, status FROM billing.subscriptions ORDER BY 1",
+            "SELECT user_id, stripe_customer_id FROM billing.customers ORDER BY 1",
+            "SELECT user_id, stripe_done_at IS NOT NULL AS is_done FROM billing.erasures ORDER BY 1",
+        ),
+        later=(
+            "UPDATE billing.refreshes SET leased_until = '-infinity', due_at = now()",
+            "UPDATE billing.erasures SET due_at = now()",
+        ),
+    ),
+    Work(
+        job=Reviewer,
+        service="billing",
+        prepare=_two_stopped_paying,
+        start=_review,
+        is_done="SELECT NOT EXISTS (SELECT FROM billing.accounts WHERE review_at <= now())",
+        outcome=_PLANS,
+    ),
+    Work(
+        job=HoldSweeper,
+        service="metering",
+        prepare=_three_runs_vanished,
+        start=_sweep,
+        is_done="SELECT NOT EXISTS (SELECT FROM metering.holds WHERE state = 'held')",
+        outcome=(
+            "SELECT id, state, settled_at FROM metering.holds ORDER BY 1",
+            "SELECT user_id, metric_type, metric_value, held_value FROM usage_metrics ORDER BY 1, 2",
+            "SELECT count(*) FROM metering.usage_ledger",
+            "SELECT type, data FROM metering.outbox ORDER BY id",
+        ),
+    ),
+    Work(
+        job=Housekeeper,
+        service="gateway",
+        prepare=_old_and_new_rows,
+        start=_keep_house,
+        is_done="SELECT (SELECT count(*) FROM gateway.idempotency_keys) = 1"
+        " AND (SELECT count(*) FROM gateway.user_events) = 1",
+        outcome=("SELECT key FROM gateway.idempotency_keys", "SELECT type FROM gateway.user_events"),
+    ),
+    Work(
+        job=RunWorker,
+        service="agents",
+        prepare=_two_runs_were_asked_for,
+        start=_work,
+        is_done="SELECT NOT EXISTS (SELECT FROM agent_runs WHERE status IN ('queued', 'running'))",
+        outcome=(
+            "SELECT user_id, status, output, input_tokens, output_tokens FROM agent_runs ORDER BY 1",
+            # Another attempt starts again, and says so; it ends once, and is told once.
+            "SELECT type, subject, data - 'run_id' AS data FROM agents.outbox WHERE type LIKE '%finished%' ORDER BY 2",
+            "SELECT type, count(*) FROM agents.run_events WHERE type NOT IN ('run.started', 'run.delta') GROUP BY 1",
+        ),
+        later=("UPDATE agent_runs SET lease_expires_at = '-infinity' WHERE status = 'running'",),
+    ),
+)
+
+
+async def outcome_of(work: Work, place: Workplace) -> list[Any]:
+    world = {
+        "customers": sorted(place.payments.customers),
+        "subscriptions": sorted((one.id, one.status) for one in place.payments.subscriptions.values()),
+        "sessions": len(place.payments.sessions),
+    }
+    return [world, *[await place.rows.fetch(sql) for sql in work.outcome]]
