@@ -6,7 +6,7 @@ has committed, and what the network or the server did to us surfaces as `Databas
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, LiteralString, Self
 
 import asyncpg
@@ -37,6 +37,7 @@ class DatabaseUnavailable(Unavailable):
 _INFRASTRUCTURE: Final = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # the protocol's state machine, after its connection broke under it
     asyncpg.InsufficientResourcesError,  # disk full, too many connections, out of memory
     asyncpg.OperatorInterventionError,  # shutdown, crash of a neighbour, statement timeout
     asyncpg.SerializationError,
@@ -120,19 +121,20 @@ class Database:
             raise DatabaseUnavailable("The database cannot be reached.") from error
         conn = Connection(raw)
         try:
-            try:
-                async with raw.transaction():
-                    yield conn
-            finally:
-                # A broken connection makes the reset fail, too: the pool drops it, and the first error is the one told.
-                await self._release(raw)
+            async with raw.transaction():
+                yield conn
         except (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError) as error:
             # PostgreSQL text cannot hold NUL; said once here instead of at every input.
             raise Invalid("Text must not contain NUL characters.") from error
         except _INFRASTRUCTURE as error:
             if isinstance(error, ValueError):  # asyncpg's "this value does not fit that parameter": our bug
                 raise
+            # Nobody resets connections here, so one that failed must not go back: it may be broken without knowing.
+            with suppress(asyncpg.InterfaceError):  # the driver saw it break, too, and has taken it back already
+                raw.terminate()
             raise DatabaseUnavailable("The database did not complete the work.") from error
+        finally:
+            await self._release(raw)
         if conn.wrote_outbox:
             self.outbox_written.set()
 

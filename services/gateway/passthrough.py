@@ -55,7 +55,7 @@ _WEBHOOK_HEADERS: Final = (
     "x-gitlab-event",
     "x-gitlab-event-uuid",
     "x-signature-256",
-    "x-signature-timestamp",
+    "x-timestamp",
     "x-delivery-id",
     "x-event-kind",
 )

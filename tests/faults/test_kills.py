@@ -7,6 +7,7 @@ import secrets
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from typing import LiteralString
 
 import asyncpg
 import pytest
@@ -140,16 +141,18 @@ async def counters(environment: Mapping[str, str], users: list[str]) -> Counter[
 
 async def ledger_of(environment: Mapping[str, str], users: list[str]) -> Counter[tuple[str, str]]:
     return await _sums(
-        environment, "SELECT user_id, metric, amount FROM metering.usage_ledger WHERE user_id = ANY($1)", users
+        environment,
+        "SELECT user_id, metric_type AS metric, amount FROM metering.usage_ledger WHERE user_id = ANY($1)",
+        users,
     )
 
 
-async def _sums(environment: Mapping[str, str], sql: str, users: list[str]) -> Counter[tuple[str, str]]:
-    connection = await asyncpg.connect(environment["OPERATOR_DATABASE_URL"])
-    try:
-        sums: Counter[tuple[str, str]] = Counter()
-        for row in await connection.fetch(sql, users):
-            sums[row["user_id"], row["metric"]] += row["amount"]
-        return sums
-    finally:
-        await connection.close()
+async def _sums(environment: Mapping[str, str], sql: LiteralString, users: list[str]) -> Counter[tuple[str, str]]:
+    # Through our own database layer: right after the last kill the server may still be starting.
+    async with db.connect(environment["OPERATOR_DATABASE_URL"], application_name="fault-oracle") as database:
+        await database.wait_until_up()
+        async with database.transaction() as conn:
+            sums: Counter[tuple[str, str]] = Counter()
+            for row in await conn.fetch(sql, users):
+                sums[row["user_id"], row["metric"]] += row["amount"]
+            return sums
