@@ -12,7 +12,7 @@ from ops.house_rules.source import Finding, Source
 from ops.house_rules.sql import explained_locks_in_migration
 
 ROOT: Final = Path(__file__).parents[2]
-FOLDERS: Final = ("libs", "services", "ops", "devkit", "tests", "bench")
+FOLDERS: Final = ("libs", "services", "ops", "devkit", "tests", "bench", "deploy")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

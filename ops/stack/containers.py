@@ -4,9 +4,10 @@ import json
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
+from libs.common.clock import system_clock
 from ops.failure import Failure
 from ops.stack.supervisor import Process, ProcessState
 
@@ -54,7 +55,7 @@ class Container:
 
     @property
     def process(self) -> Process:
-        running_s = datetime.now(UTC) - datetime.fromisoformat(self.started_at) if self.pid else None
+        running_s = system_clock() - datetime.fromisoformat(self.started_at) if self.pid else None
         return Process(
             name=self.name,
             state=_STATES.get(self.state, "STOPPED"),

@@ -77,10 +77,10 @@ def _native(vhosts: Sequence[str]) -> Generator[Servers, None, None]:
 
 @contextmanager
 def _containers(vhosts: Sequence[str]) -> Generator[Servers, None, None]:
-    from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - only where an engine answers
-    from testcontainers.core.wait_strategies import LogMessageWaitStrategy  # noqa: PLC0415
     from testcontainers.community.postgres import PostgresContainer  # noqa: PLC0415
     from testcontainers.community.redis import RedisContainer  # noqa: PLC0415
+    from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - only where an engine answers
+    from testcontainers.core.wait_strategies import LogMessageWaitStrategy  # noqa: PLC0415
 
     superuser_password = secrets.token_hex(16)
     amqp_passwords = {user: secrets.token_hex(16) for user in (OPERATOR, *SERVICES)}

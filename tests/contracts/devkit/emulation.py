@@ -61,7 +61,7 @@ class Process:
         self.child: subprocess.Popen[bytes] | None = None
 
     def start(self, ready_url: str) -> None:
-        self.child = subprocess.Popen(self.command, cwd=ROOT)  # noqa: S603 - our own module with our own flags
+        self.child = subprocess.Popen(self.command, cwd=ROOT)
         eventually(lambda: self._is_ready(ready_url))
 
     def _is_ready(self, url: str) -> bool:

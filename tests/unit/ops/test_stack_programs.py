@@ -24,7 +24,7 @@ def test_a_script_becomes_the_program_with_exactly_its_environment(tmp_path: Pat
     home = a_home(tmp_path / "with space")
     program = a_program(argv=("/usr/bin/env",), environment={"A": "it's $HOME; `x`"})
     environment = {"SUPERVISOR_SERVER_URL": "unix://x", "OLDPWD": "/"}
-    ran = subprocess.run(  # noqa: S603 - our own generated script
+    ran = subprocess.run(
         ["/bin/sh", write_script(home, program)], env=environment, capture_output=True, text=True, check=True
     )
     told = dict(line.split("=", 1) for line in ran.stdout.splitlines())
@@ -34,7 +34,7 @@ def test_a_script_becomes_the_program_with_exactly_its_environment(tmp_path: Pat
 
 def test_the_recorded_pid_is_the_programs_own_and_found_again(tmp_path: Path) -> None:
     home = a_home(tmp_path)
-    with subprocess.Popen(["/bin/sh", write_script(home, a_program(argv=("/bin/sleep", "60")))]) as process:  # noqa: S603 - our own
+    with subprocess.Popen(["/bin/sh", write_script(home, a_program(argv=("/bin/sleep", "60")))]) as process:
         while not (home.pids / "thing-1").exists():
             os.sched_yield()
         while find_process(home, "thing-1") is None:
