@@ -166,7 +166,9 @@ async def test_a_handler_that_breaks_commits_nothing_and_is_tried_again(place: P
 async def test_an_unroutable_message_is_refused_although_the_broker_confirms_it(place: Place) -> None:
     async with open_publisher(place.amqp_url("gateway"), name="gateway") as publisher:
         with pytest.raises(Unroutable):
-            await publisher.publish_event(routing_key="gateway.nobody_listens.v1", body=b"{}", message_id="1", traceparent=None)
+            await publisher.publish_event(
+                routing_key="gateway.nobody_listens.v1", body=b"{}", message_id="1", traceparent=None
+            )
 
 
 async def test_a_consumer_whose_queue_was_deleted_declares_it_again(place: Place) -> None:
