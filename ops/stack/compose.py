@@ -13,22 +13,18 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ops.engines.definitions import OPERATOR, SERVICES, render_definitions
 from ops.failure import Failure
-from ops.home import ROOT, Home
-from ops.ports import fixed_ports, plan_ports, port_setting
+from ops.home import Home
+from ops.ports import fixed_ports, plan_ports
 from ops.stack import layout, state
+from ops.stack.compose_files import COMPOSE_FILE, DEVELOPMENT_FILE, compose_settings, render_replicas
 from ops.stack.containers import Container, find_containers, find_volumes, last_words, remove_volumes
 from ops.stack.database import seed_admin
 from ops.stack.display import Display
-from ops.stack.environments import KNOWN_BY, VHOST, Addresses, port_name
+from ops.stack.environments import Addresses
 from ops.stack.report import print_processes
-from ops.stack.scale import replicas
 from ops.stack.supervisor import EXIT_CONFIG
 
-COMPOSE_FILE = ROOT / "deploy" / "compose.yaml"
-DEVELOPMENT_FILE = ROOT / "deploy" / "compose.development.yaml"
-STRIPE_IN_THE_NETWORK = "http://stripe:8420"
 _SOURCES = (
     ".dockerignore", "config", "deploy", "devkit", "libs", "migrations", "ops", "pyproject.toml", "services", "uv.lock",
 )  # fmt: skip
@@ -221,47 +217,6 @@ class ComposeStack:
         command = ("docker", "compose", "--project-name", self.project, *arguments)
         if subprocess.run(command, check=False).returncode != 0:
             raise Failure("Docker Compose failed; its messages are above.")
-
-
-def compose_settings(where: Addresses) -> dict[str, str]:
-    """Every name that the compose files ask for, as this stack has it. Empty means: the service's own default."""
-    known = {name for names in KNOWN_BY.values() for name in names}
-    gateway = where.http("gateway")
-    passwords = {user: where.values[f"{user.upper()}_AMQP_PASSWORD"] for user in (OPERATOR, *SERVICES)}
-    definitions = json.loads(render_definitions(vhosts=[VHOST], passwords=passwords))
-    return {
-        **dict.fromkeys(sorted(known), ""),
-        "ENVIRONMENT": "development",
-        "FRONTEND_URL": gateway,
-        "NEXT_PUBLIC_SUPABASE_URL": gateway,
-        "SMTP_URL": "smtp://mailbox:8025",
-        **{name: value for name, value in where.values.items() if value},
-        **{port_setting(name): str(port) for name, port in where.ports.items()},
-        "STRIPE_API_BASE": STRIPE_IN_THE_NETWORK if where.stripe == where.http("stripe") else where.stripe,
-        "RABBITMQ_DEFINITIONS": json.dumps(definitions, separators=(",", ":")),
-    }
-
-
-def render_replicas(where: Addresses, scale: Mapping[str, int]) -> str:
-    """A compose file with the second and further replicas: each its own service with a port of its own.
-
-    Under its first replica's name it also answers inside the network, so that callers there are spread over all.
-    """
-    # A dollar sign in the path would be taken for a variable.
-    file = json.dumps(str(COMPOSE_FILE).replace("$", "$$"))
-    parts = [
-        f"""\
-  {port_name(service, number)}:
-    extends: {{file: {file}, service: {service}}}
-    build: !reset null
-    ports: !override ["127.0.0.1:{where.ports[port_name(service, number)]}:8000"]
-    networks:
-      default: {{aliases: [{service}]}}
-"""
-        for service, number in replicas(scale)
-        if number > 1
-    ]
-    return "services:\n" + "".join(parts) if parts else "services: {}\n"
 
 
 def _is_hopeless(container: Container, seconds: float) -> bool:
