@@ -3,7 +3,9 @@
 import asyncio
 
 import httpx
+import jsonschema
 
+from libs.common.events import CATALOGUE
 from services.gateway.settings import Settings
 from tests.harness.services import Place
 from tests.integration.gateway.conftest import SignedIn
@@ -13,8 +15,11 @@ async def test_signing_up_makes_a_user_a_profile_and_the_events_others_need(user
     profile = await user.client.get("/v1/profile")
     assert profile.status_code == 200, profile.text
     assert profile.json()["subscription_tier"] == "free"
-    types = await place.database.fetch("SELECT type FROM gateway.outbox ORDER BY id")
-    assert {row["type"] for row in types} == {"gateway.user_created.v1", "gateway.entitlements_changed.v1"}
+    rows = await place.database.fetch("SELECT type, data FROM gateway.outbox ORDER BY id")
+    assert {row["type"] for row in rows} == {"gateway.user_created.v1", "gateway.entitlements_changed.v1"}
+    for row in rows:  # written by triggers, in SQL: they must fit the catalogue all the same
+        jsonschema.validate(row["data"], CATALOGUE[row["type"]].model_json_schema(mode="validation"))
+        assert str(CATALOGUE[row["type"]].model_validate(row["data"]).subject) == user.user_id
 
 
 async def test_a_wrong_password_and_an_unknown_address_get_the_same_answer(
