@@ -9,7 +9,6 @@ from typing import Any, Final, cast
 
 import orjson
 import prometheus_client
-import sentry_sdk
 import structlog
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
@@ -128,6 +127,8 @@ def configure_sentry(*, dsn: str | None, service: str, version: str, environment
     """Report unhandled errors, scrubbed; off without a DSN."""
     if not dsn:
         return
+    import sentry_sdk  # noqa: PLC0415 - 4 MB only some need
+
     sentry_sdk.init(
         dsn=dsn,
         release=version,
