@@ -37,9 +37,10 @@ migrate: $(ENVIRONMENT_IS_CURRENT) ## Apply pending migrations to the running st
 demo: $(ENVIRONMENT_IS_CURRENT) ## Walk through the product on the running stack
 	@$(PYTHON) -m ops.demo
 
-# A file of tests stays with one worker: what its fixtures start is started once.
+# A file of tests stays with one worker: what its fixtures start is started once. In the order they lie, the long files
+# come before the many small ones of tests/unit, so that both workers end together.
 test: $(ENVIRONMENT_IS_CURRENT) ## Run the tests, with servers of their own; one part: make test T=tests/unit WORKERS=0
-	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(T)
+	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(T)
 
 contracts: $(ENVIRONMENT_IS_CURRENT) ## Write the event contracts anew from the code; review what changed
 	@$(PYTHON) -m tests.contracts.snapshots --write
