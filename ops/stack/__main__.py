@@ -22,7 +22,7 @@ def up(stack: Stack, display: Display) -> int:
     began = time.monotonic()
     environment = stack.up(settings=os.environ)
     display.say(f"Up and healthy ({time.monotonic() - began:.1f} s).")
-    display.say(f"  product     {environment['GATEWAY_URL']}/   (console: {environment['GATEWAY_URL']}/console)")
+    display.say(f"  playground  {environment['GATEWAY_URL']}/")
     display.say(f"  admin       {environment['ADMIN_EMAIL']}, its password is ADMIN_PASSWORD in {stack.home.dotenv}")
     display.say(f"  mail        {environment['MAIL_API_URL']}/")
     display.say(f"  stripe      {environment['STRIPE_API_BASE'] or 'the real one'}")

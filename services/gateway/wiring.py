@@ -25,6 +25,7 @@ from services.gateway.feed import LiveFeed
 from services.gateway.gate import Gate
 from services.gateway.jobs import Housekeeper
 from services.gateway.limits import Limit, RateLimiter
+from services.gateway.pages.api import PageRoutes
 from services.gateway.passthrough import PassedRoutes
 from services.gateway.runs.api import RunRoutes
 from services.gateway.runs.streams import RunStreams
@@ -119,6 +120,7 @@ async def _routes(
         ),
         PassedRoutes(database=database, upstreams={"billing": billing, "metering": metering, "agents": agents}),
         AdminRoutes(database=database, switches=live.switches, metering=metering),
+        PageRoutes(anon_key=settings.next_public_supabase_anon_key.get_secret_value()),
     ):
         app.include_router(routes.router())
     return app
