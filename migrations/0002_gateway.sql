@@ -12,8 +12,12 @@ CREATE TABLE auth.users (
     invited_at timestamptz,
     confirmation_sent_at timestamptz,
     recovery_sent_at timestamptz,
+    phone text,
+    phone_confirmed_at timestamptz,
     email_change text,
     email_change_sent_at timestamptz,
+    -- How many of the mails sent for a change of address are still to be confirmed: the new address, and the old one.
+    email_change_confirms_left integer NOT NULL DEFAULT 0,
     reauthentication_sent_at timestamptz,
     last_sign_in_at timestamptz,
     raw_app_meta_data jsonb NOT NULL DEFAULT '{}',
@@ -23,11 +27,12 @@ CREATE TABLE auth.users (
     deleted_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
-    CHECK (email IS NOT NULL OR is_anonymous OR deleted_at IS NOT NULL),
+    CHECK (email IS NOT NULL OR phone IS NOT NULL OR is_anonymous OR deleted_at IS NOT NULL),
     CHECK (email = lower(email))
 );
 -- The address is the account; a soft-deleted user frees it.
 CREATE UNIQUE INDEX users_email_key ON auth.users (email) WHERE deleted_at IS NULL;
+CREATE UNIQUE INDEX users_phone_key ON auth.users (phone) WHERE deleted_at IS NULL;
 CREATE INDEX users_created_at ON auth.users (created_at DESC, id);
 
 CREATE TABLE auth.identities (
@@ -70,9 +75,12 @@ CREATE TABLE auth.one_time_tokens (
     flow_state_id uuid,
     attempts integer NOT NULL DEFAULT 0,
     expires_at timestamptz NOT NULL,
+    -- Six digits can be guessed and a link cannot, so the code ends sooner.
+    code_expires_at timestamptz NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
     UNIQUE (user_id, kind)
 );
+CREATE INDEX one_time_tokens_email ON auth.one_time_tokens (email, kind);
 CREATE UNIQUE INDEX one_time_tokens_token_hash ON auth.one_time_tokens (token_hash);
 
 CREATE TABLE auth.flow_state (
@@ -86,8 +94,42 @@ CREATE TABLE auth.flow_state (
     created_at timestamptz NOT NULL DEFAULT now()
 );
 
-GRANT SELECT, INSERT, UPDATE, DELETE ON auth.users, auth.identities, auth.sessions, auth.one_time_tokens, auth.flow_state
-    TO venture_gateway;
+-- How often mail of a kind was asked for an address, whether or not it has an account: a refusal tells nothing.
+CREATE TABLE auth.mail_requests (
+    address_hash bytea NOT NULL,
+    kind text NOT NULL,
+    asked_at timestamptz NOT NULL DEFAULT now(),
+    hour_began_at timestamptz NOT NULL DEFAULT now(),
+    in_hour integer NOT NULL DEFAULT 1,
+    PRIMARY KEY (address_hash, kind)
+);
+CREATE INDEX mail_requests_asked_at ON auth.mail_requests (asked_at);
+
+CREATE TABLE auth.mfa_factors (
+    id uuid PRIMARY KEY,
+    user_id uuid NOT NULL REFERENCES auth.users (id) ON DELETE CASCADE,
+    friendly_name text NOT NULL DEFAULT '',
+    factor_type text NOT NULL CHECK (factor_type = 'totp'),
+    status text NOT NULL DEFAULT 'unverified' CHECK (status IN ('unverified', 'verified')),
+    secret text NOT NULL,
+    last_step bigint NOT NULL DEFAULT 0,  -- the time step of the last accepted code: none is accepted twice
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE UNIQUE INDEX mfa_factors_name ON auth.mfa_factors (user_id, friendly_name) WHERE friendly_name <> '';
+CREATE INDEX mfa_factors_user_id ON auth.mfa_factors (user_id);
+
+CREATE TABLE auth.mfa_challenges (
+    id uuid PRIMARY KEY,
+    factor_id uuid NOT NULL REFERENCES auth.mfa_factors (id) ON DELETE CASCADE,
+    attempts integer NOT NULL DEFAULT 0,
+    expires_at timestamptz NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX mfa_challenges_factor_id ON auth.mfa_challenges (factor_id);
+
+GRANT SELECT, INSERT, UPDATE, DELETE ON auth.users, auth.identities, auth.sessions, auth.one_time_tokens,
+    auth.flow_state, auth.mail_requests, auth.mfa_factors, auth.mfa_challenges TO venture_gateway;
 
 -- People delete accounts and read what identifies them; never hashes or keys.
 GRANT DELETE ON auth.users TO venture_operator;
@@ -126,6 +168,9 @@ ALTER TABLE auth.identities ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE auth.sessions ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE auth.one_time_tokens ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE auth.flow_state ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE auth.mail_requests ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE auth.mfa_factors ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE auth.mfa_challenges ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE public.user_profiles ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 
 CREATE POLICY users_gateway ON auth.users TO venture_gateway USING (true) WITH CHECK (true);
@@ -134,6 +179,9 @@ CREATE POLICY identities_gateway ON auth.identities TO venture_gateway USING (tr
 CREATE POLICY sessions_gateway ON auth.sessions TO venture_gateway USING (true) WITH CHECK (true);
 CREATE POLICY one_time_tokens_gateway ON auth.one_time_tokens TO venture_gateway USING (true) WITH CHECK (true);
 CREATE POLICY flow_state_gateway ON auth.flow_state TO venture_gateway USING (true) WITH CHECK (true);
+CREATE POLICY mail_requests_gateway ON auth.mail_requests TO venture_gateway USING (true) WITH CHECK (true);
+CREATE POLICY mfa_factors_gateway ON auth.mfa_factors TO venture_gateway USING (true) WITH CHECK (true);
+CREATE POLICY mfa_challenges_gateway ON auth.mfa_challenges TO venture_gateway USING (true) WITH CHECK (true);
 
 -- Definer functions run as venture_owner, which forced row-level security binds, too.
 CREATE POLICY user_profiles_owner ON public.user_profiles TO venture_owner USING (true) WITH CHECK (true);
@@ -262,17 +310,20 @@ CREATE TABLE gateway.idempotency_keys (
 );
 CREATE INDEX idempotency_keys_claimed_at ON gateway.idempotency_keys (claimed_at);
 
--- What a user's own event stream tells. Ordered by transaction, then id: ids alone may commit out of order, and a reader
--- behind the oldest running transaction misses nothing.
+-- What a user's own event stream tells, numbered per user. The head's row lock is held to the commit, so numbers become
+-- visible in their order: a reader behind number n never misses a smaller one that commits later.
+CREATE TABLE gateway.user_event_heads (
+    user_id uuid PRIMARY KEY REFERENCES auth.users (id) ON DELETE CASCADE,
+    last_seq bigint NOT NULL
+);
 CREATE TABLE gateway.user_events (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
     user_id uuid NOT NULL REFERENCES auth.users (id) ON DELETE CASCADE,
+    seq bigint NOT NULL,
     type text NOT NULL,
     data jsonb NOT NULL,
-    at timestamptz NOT NULL DEFAULT now()
+    at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (user_id, seq)
 );
-CREATE INDEX user_events_user ON gateway.user_events (user_id, xid, id);
 CREATE INDEX user_events_at ON gateway.user_events (at);
 
 CREATE TABLE gateway.switches (
@@ -297,12 +348,49 @@ CREATE TABLE gateway.audit_log (
 CREATE INDEX audit_log_at ON gateway.audit_log (at DESC);
 CREATE INDEX audit_log_subject ON gateway.audit_log (subject, at DESC);
 
+-- Keys for programs. Only the hash is kept; the hint is what the owner tells keys apart by.
+CREATE TABLE gateway.api_keys (
+    id uuid PRIMARY KEY,
+    user_id uuid NOT NULL REFERENCES auth.users (id) ON DELETE CASCADE,
+    name text NOT NULL,
+    scopes text[] NOT NULL,
+    key_hash bytea NOT NULL UNIQUE,
+    hint text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz,
+    last_used_at timestamptz
+);
+CREATE INDEX api_keys_user_id ON gateway.api_keys (user_id);
+ALTER TABLE gateway.api_keys ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+CREATE POLICY api_keys_gateway ON gateway.api_keys TO venture_gateway USING (true) WITH CHECK (true);
+GRANT SELECT, INSERT, UPDATE, DELETE ON gateway.api_keys TO venture_gateway;
+
+-- Mail to be handed over: written with the change it tells of, deleted once the mail server has it.
+CREATE TABLE gateway.mails (
+    id uuid PRIMARY KEY,
+    address text NOT NULL,
+    letter text NOT NULL,
+    content jsonb NOT NULL,
+    attempts integer NOT NULL DEFAULT 0,
+    next_attempt_at timestamptz NOT NULL DEFAULT now(),
+    last_error text,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX mails_next_attempt_at ON gateway.mails (next_attempt_at);
+
+ALTER TABLE gateway.mails ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+CREATE POLICY mails_gateway ON gateway.mails TO venture_gateway USING (true) WITH CHECK (true);
+GRANT SELECT, INSERT, UPDATE, DELETE ON gateway.mails TO venture_gateway;
+
 ALTER TABLE gateway.idempotency_keys ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE gateway.user_events ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE gateway.user_event_heads ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE POLICY idempotency_keys_gateway ON gateway.idempotency_keys TO venture_gateway USING (true) WITH CHECK (true);
 CREATE POLICY user_events_gateway ON gateway.user_events TO venture_gateway USING (true) WITH CHECK (true);
+CREATE POLICY user_event_heads_gateway ON gateway.user_event_heads TO venture_gateway USING (true) WITH CHECK (true);
 
-GRANT SELECT, INSERT, UPDATE, DELETE ON gateway.idempotency_keys, gateway.switches, gateway.user_events TO venture_gateway;
+GRANT SELECT, INSERT, UPDATE, DELETE ON gateway.idempotency_keys, gateway.switches, gateway.user_events, gateway.user_event_heads
+    TO venture_gateway;
 GRANT SELECT, INSERT, UPDATE ON gateway.erasures TO venture_gateway;
 GRANT SELECT, INSERT ON gateway.audit_log TO venture_gateway, venture_operator;  -- append-only by grant
 GRANT SELECT ON gateway.erasures, gateway.switches TO venture_operator;

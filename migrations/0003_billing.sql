@@ -73,7 +73,10 @@ CREATE TABLE billing.invoices (
     period_end timestamptz,
     paid_at timestamptz,
     created_at timestamptz NOT NULL,
-    read_at timestamptz NOT NULL
+    read_at timestamptz NOT NULL,
+    -- What the user's services were told: that it was paid, and the last attempt that failed.
+    is_paid_told boolean NOT NULL DEFAULT false,
+    attempt_told integer NOT NULL DEFAULT 0
 );
 CREATE INDEX invoices_user_id ON billing.invoices (user_id, created_at DESC, id DESC);
 CREATE INDEX invoices_stripe_customer_id ON billing.invoices (stripe_customer_id);
@@ -140,6 +143,42 @@ CREATE TABLE billing.erasures (
 CREATE INDEX erasures_due ON billing.erasures (due_at) WHERE stripe_done_at IS NULL;
 CREATE INDEX erasures_stripe_customer_ids ON billing.erasures USING gin (stripe_customer_ids);
 
+-- Comparisons with Stripe, asked for by night or by an operator; one runs at a time, under a lease.
+CREATE TABLE billing.reconciliations (
+    id uuid PRIMARY KEY,
+    night date UNIQUE,
+    is_fixing boolean NOT NULL DEFAULT false,
+    asked_at timestamptz NOT NULL DEFAULT now(),
+    started_at timestamptz,
+    finished_at timestamptz,
+    counts jsonb NOT NULL DEFAULT '{}',
+    last_error text,
+    lease uuid,
+    leased_until timestamptz NOT NULL DEFAULT '-infinity'
+);
+CREATE INDEX reconciliations_open ON billing.reconciliations (asked_at) WHERE finished_at IS NULL;
+
+-- What the last comparison found to differ. A row goes when a comparison finds both sides equal.
+CREATE TABLE billing.drift (
+    object_id text NOT NULL,
+    what text NOT NULL,
+    ours jsonb,
+    theirs jsonb,
+    since timestamptz NOT NULL DEFAULT now(),
+    seen_at timestamptz NOT NULL DEFAULT now(),
+    seen_by uuid NOT NULL,
+    PRIMARY KEY (object_id, what)
+);
+
+-- What each user's profile shows, as the gateway last said: an operator may have changed it by hand.
+CREATE TABLE billing.profiles (
+    user_id uuid PRIMARY KEY,
+    version bigint NOT NULL,
+    tier text NOT NULL,
+    status text NOT NULL,
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+
 GRANT USAGE ON SCHEMA billing TO authenticated, service_role;
 
 DO $$
@@ -147,7 +186,7 @@ DECLARE
     name text;
 BEGIN
     FOREACH name IN ARRAY ARRAY['customers', 'accounts', 'subscriptions', 'invoices', 'stripe_events', 'refreshes',
-                                'checkouts', 'erasures'] LOOP
+                                'checkouts', 'erasures', 'reconciliations', 'drift', 'profiles'] LOOP
         EXECUTE format('ALTER TABLE billing.%I ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY', name);
         EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON billing.%I TO venture_billing', name);
         EXECUTE format('GRANT SELECT ON billing.%I TO venture_operator', name);
@@ -166,5 +205,9 @@ BEGIN
     END LOOP;
 END
 $$;
+
+-- An operator may ask for a comparison; a worker carries it out.
+GRANT INSERT (id, is_fixing) ON billing.reconciliations TO venture_operator;
+CREATE POLICY reconciliations_ask ON billing.reconciliations FOR INSERT TO venture_operator WITH CHECK (true);
 
 RESET ROLE;

@@ -36,6 +36,12 @@ CREATE TABLE public.agent_runs (
     profile jsonb NOT NULL DEFAULT '{}',
     template_id uuid,
     background_event_id uuid,
+    -- What a reader of the output should know, and the atoms of its prompt, for feedback to find them.
+    warnings jsonb NOT NULL DEFAULT '[]',
+    atoms text[] NOT NULL DEFAULT '{}',
+    -- Of a run nobody asked for, where its endpoint wants a person to look first; NULL for all others.
+    approval text CHECK (approval IN ('pending', 'approved', 'rejected')),
+    is_bookmarked boolean NOT NULL DEFAULT false,
     max_output_tokens integer NOT NULL CHECK (max_output_tokens > 0),
     priority smallint NOT NULL DEFAULT 0,
     traceparent text,
@@ -83,6 +89,19 @@ CREATE TABLE agents.run_events (
 CREATE UNIQUE INDEX run_events_one_end ON agents.run_events (run_id)
     WHERE type IN ('run.succeeded', 'run.failed', 'run.cancelled', 'run.timed_out');
 
+-- Old streams are swept in the order they were written.
+CREATE INDEX run_events_created ON agents.run_events USING brin (created_at);
+
+CREATE TABLE agents.run_feedback (
+    run_id uuid PRIMARY KEY REFERENCES public.agent_runs (id) ON DELETE CASCADE,
+    user_id text NOT NULL,
+    agent_type text NOT NULL,
+    verdict text NOT NULL CHECK (verdict IN ('approved', 'rejected', 'revised')),
+    detail text,
+    given_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX run_feedback_lessons ON agents.run_feedback (user_id, agent_type, given_at DESC) WHERE verdict <> 'approved';
+
 CREATE TABLE public.vibe_configs (
     user_id text PRIMARY KEY,
     playfulness smallint NOT NULL DEFAULT 50 CHECK (playfulness BETWEEN 0 AND 100),
@@ -112,6 +131,15 @@ CREATE TABLE public.prompt_atoms (
     tags text[] NOT NULL DEFAULT '{}',
     is_default boolean NOT NULL DEFAULT false,
     position integer NOT NULL,
+    version integer NOT NULL DEFAULT 1,
+    weight integer NOT NULL DEFAULT 100 CHECK (weight BETWEEN 1 AND 1000),
+    -- Empty: for everybody.
+    target_roles text[] NOT NULL DEFAULT '{}',
+    verticals text[] NOT NULL DEFAULT '{}',
+    incompatible_with text[] NOT NULL DEFAULT '{}',
+    -- Verdicts of users on runs it took part in.
+    approvals integer NOT NULL DEFAULT 0,
+    rejections integer NOT NULL DEFAULT 0,
     is_active boolean NOT NULL DEFAULT true
 );
 CREATE UNIQUE INDEX prompt_atoms_one_default ON public.prompt_atoms (category) WHERE is_default;
@@ -123,7 +151,12 @@ CREATE TABLE agents.webhook_endpoints (
     name text NOT NULL,
     -- The signature schemes need the secret itself, not a hash of it: no role but the service's may read this column.
     secret text NOT NULL,
+    -- After a rotation the former secret is accepted for a while, so that no delivery is lost while it is exchanged.
+    former_secret text,
+    former_secret_until timestamptz,
     auto_suggest boolean NOT NULL DEFAULT false,
+    approval_required boolean NOT NULL DEFAULT false,
+    CHECK ((former_secret IS NULL) = (former_secret_until IS NULL)),
     created_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX webhook_endpoints_user ON agents.webhook_endpoints (user_id, created_at DESC, id DESC);
@@ -151,6 +184,7 @@ CREATE TABLE agents.proposals (
     background_event_id uuid NOT NULL UNIQUE REFERENCES public.background_events (id) ON DELETE CASCADE,
     task text NOT NULL,
     max_output_tokens integer NOT NULL,
+    approval_required boolean NOT NULL DEFAULT false,
     created_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX proposals_user ON agents.proposals (user_id);
@@ -201,6 +235,7 @@ INSERT INTO public.prompt_atoms (category, key, title, body, tags, is_default, p
 ALTER TABLE agents.entitlements ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE public.agent_runs ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE agents.run_events ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE agents.run_feedback ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE public.vibe_configs ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE public.user_template_customizations ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE public.prompt_atoms ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
@@ -211,22 +246,26 @@ ALTER TABLE agents.proposals ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY
 GRANT USAGE ON SCHEMA agents TO authenticated;
 GRANT USAGE ON SEQUENCE agents.lease_tokens TO venture_agents;
 
-GRANT SELECT, INSERT, UPDATE, DELETE ON agents.entitlements, public.agent_runs, agents.run_events, public.vibe_configs,
+GRANT SELECT, INSERT, UPDATE, DELETE ON agents.entitlements, public.agent_runs, agents.run_events, agents.run_feedback, public.vibe_configs,
     public.user_template_customizations, agents.webhook_endpoints, public.background_events, agents.proposals
     TO venture_agents;
-GRANT SELECT ON public.prompt_atoms TO venture_agents;
+GRANT SELECT, INSERT, UPDATE ON public.prompt_atoms TO venture_agents;
 CREATE POLICY entitlements_agents ON agents.entitlements TO venture_agents USING (true) WITH CHECK (true);
 CREATE POLICY agent_runs_agents ON public.agent_runs TO venture_agents USING (true) WITH CHECK (true);
 CREATE POLICY run_events_agents ON agents.run_events TO venture_agents USING (true) WITH CHECK (true);
 CREATE POLICY vibe_configs_agents ON public.vibe_configs TO venture_agents USING (true) WITH CHECK (true);
 CREATE POLICY templates_agents ON public.user_template_customizations TO venture_agents USING (true) WITH CHECK (true);
-CREATE POLICY prompt_atoms_agents ON public.prompt_atoms FOR SELECT TO venture_agents USING (true);
+CREATE POLICY run_feedback_agents ON agents.run_feedback TO venture_agents USING (true) WITH CHECK (true);
+CREATE POLICY prompt_atoms_agents ON public.prompt_atoms TO venture_agents USING (true) WITH CHECK (true);
 CREATE POLICY webhook_endpoints_agents ON agents.webhook_endpoints TO venture_agents USING (true) WITH CHECK (true);
 CREATE POLICY background_events_agents ON public.background_events TO venture_agents USING (true) WITH CHECK (true);
 CREATE POLICY proposals_agents ON agents.proposals TO venture_agents USING (true) WITH CHECK (true);
 
 -- Users: own rows, admins all. `(SELECT …)` makes the caller's id a value computed once, not once per row.
-GRANT SELECT ON public.agent_runs, agents.run_events, public.background_events, public.prompt_atoms TO authenticated;
+GRANT SELECT ON public.agent_runs, agents.run_events, agents.run_feedback, public.background_events, public.prompt_atoms
+    TO authenticated;
+CREATE POLICY run_feedback_read ON agents.run_feedback FOR SELECT TO authenticated
+    USING (user_id = (SELECT auth.uid()::text) OR (SELECT public.is_admin()));
 CREATE POLICY agent_runs_read ON public.agent_runs FOR SELECT TO authenticated
     USING (user_id = (SELECT auth.uid()::text) OR (SELECT public.is_admin()));
 CREATE POLICY run_events_read ON agents.run_events FOR SELECT TO authenticated
@@ -243,14 +282,20 @@ CREATE POLICY vibe_configs_insert ON public.vibe_configs FOR INSERT TO authentic
 CREATE POLICY vibe_configs_update ON public.vibe_configs FOR UPDATE TO authenticated
     USING (user_id = (SELECT auth.uid()::text)) WITH CHECK (user_id = (SELECT auth.uid()::text));
 
-GRANT SELECT, INSERT ON public.user_template_customizations TO authenticated;
+GRANT SELECT, INSERT, UPDATE, DELETE ON public.user_template_customizations TO authenticated;
+CREATE POLICY templates_update ON public.user_template_customizations FOR UPDATE TO authenticated
+    USING (user_id = (SELECT auth.uid()::text)) WITH CHECK (user_id = (SELECT auth.uid()::text));
+CREATE POLICY templates_delete ON public.user_template_customizations FOR DELETE TO authenticated
+    USING (user_id = (SELECT auth.uid()::text));
 CREATE POLICY templates_read ON public.user_template_customizations FOR SELECT TO authenticated
     USING (user_id = (SELECT auth.uid()::text) OR (SELECT public.is_admin()));
 CREATE POLICY templates_insert ON public.user_template_customizations FOR INSERT TO authenticated
     WITH CHECK (user_id = (SELECT auth.uid()::text));
 
-GRANT SELECT (id, user_id, kind, name, auto_suggest, created_at) ON agents.webhook_endpoints TO authenticated;
-GRANT INSERT (id, user_id, kind, name, secret, auto_suggest) ON agents.webhook_endpoints TO authenticated;
+GRANT SELECT (id, user_id, kind, name, auto_suggest, approval_required, created_at) ON agents.webhook_endpoints TO authenticated;
+GRANT INSERT (id, user_id, kind, name, secret, auto_suggest, approval_required) ON agents.webhook_endpoints
+    TO authenticated;
+
 CREATE POLICY webhook_endpoints_read ON agents.webhook_endpoints FOR SELECT TO authenticated
     USING (user_id = (SELECT auth.uid()::text) OR (SELECT public.is_admin()));
 CREATE POLICY webhook_endpoints_insert ON agents.webhook_endpoints FOR INSERT TO authenticated
@@ -259,7 +304,7 @@ CREATE POLICY webhook_endpoints_insert ON agents.webhook_endpoints FOR INSERT TO
 -- People with the runbook read; `secret` is not among the columns.
 GRANT SELECT ON public.agent_runs, public.background_events, public.vibe_configs, public.user_template_customizations,
     public.prompt_atoms, agents.entitlements, agents.run_events, agents.proposals TO venture_operator;
-GRANT SELECT (id, user_id, kind, name, auto_suggest, created_at) ON agents.webhook_endpoints TO venture_operator;
+GRANT SELECT (id, user_id, kind, name, auto_suggest, approval_required, created_at) ON agents.webhook_endpoints TO venture_operator;
 CREATE POLICY agent_runs_operator ON public.agent_runs FOR SELECT TO venture_operator USING (true);
 CREATE POLICY background_events_operator ON public.background_events FOR SELECT TO venture_operator USING (true);
 CREATE POLICY vibe_configs_operator ON public.vibe_configs FOR SELECT TO venture_operator USING (true);

@@ -14,11 +14,13 @@ Redis = redis.asyncio.Redis
 
 
 @asynccontextmanager
-async def connect(url: str, *, name: str, max_connections: int = 64) -> AsyncGenerator[Redis, None]:
+async def connect(
+    url: str, *, name: str, max_connections: int = 64, socket_timeout_s: float = SOCKET_TIMEOUT_S
+) -> AsyncGenerator[Redis, None]:
     client = Redis.from_url(  # pyright: ignore[reportUnknownMemberType] - its **kwargs are untyped
         url,
         client_name=name,
-        socket_timeout=SOCKET_TIMEOUT_S,
+        socket_timeout=socket_timeout_s,
         socket_connect_timeout=SOCKET_TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),
         max_connections=max_connections,

@@ -26,6 +26,9 @@ KNOWN_BY: Mapping[str, tuple[str, ...]] = {
         "SUPABASE_JWT_SECRET",
         "AUTH_SIGNING_KEYS",
         "AUTH_AUTOCONFIRM",
+        "AUTH_ANONYMOUS_ENABLED",
+        "AUTH_MAIL_INTERVAL_S",
+        "AUTH_REDIRECT_URLS",
         "ACCESS_TOKEN_TTL_S",
         "REFRESH_REUSE_INTERVAL_S",
         "RATE_LIMIT_WINDOW_MS",
@@ -45,9 +48,20 @@ KNOWN_BY: Mapping[str, tuple[str, ...]] = {
         "STRIPE_API_BASE",
         "FRONTEND_URL",
         "BILLING_GRACE_DAYS",
+        "BILLING_EVENT_KEEP_DAYS",
     ),
     "metering": _EVERY_SERVICE,
-    "agents": (*_EVERY_SERVICE, "OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"),
+    "agents": (
+        *_EVERY_SERVICE,
+        "OPENAI_API_KEY",
+        "OPENAI_BASE_URL",
+        "ANTHROPIC_API_KEY",
+        "ANTHROPIC_BASE_URL",
+        "AGENTS_MODELS",
+        "AGENTS_MAX_PARALLEL_RUNS",
+        "AGENTS_PROVIDER_PARALLEL_CALLS",
+        "AGENTS_EVENT_RETENTION_DAYS",
+    ),
 }
 # How this machine reaches the outside: taken from the command's environment for every process, never from `.env`.
 _OF_THE_MACHINE = ("SSL_CERT_FILE", "SSL_CERT_DIR", "HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy", "TZ")

@@ -6,6 +6,7 @@ from typing import Final
 from libs.common.database import Database
 from libs.common.health import Check, Finding, at_most
 from services.agents.background import queries as background_queries
+from services.agents.model_router import ModelRouter
 from services.agents.redis_mirror import RedisMirror
 from services.agents.runs import lease_queries
 
@@ -15,15 +16,17 @@ MAX_PROPOSAL_S: Final = 300
 
 
 class Checks:
-    def __init__(self, *, database: Database, mirror: RedisMirror) -> None:
+    def __init__(self, *, database: Database, mirror: RedisMirror, router: ModelRouter) -> None:
         self._database = database
         self._mirror = mirror
+        self._router = router
 
     def all(self) -> Sequence[Check]:
         return (
             Check(name="expired_lease_oldest_s", probe=self._expired_leases, runbook="runs-stuck"),
             Check(name="waiting_run_unserved_s", probe=self._unserved, runbook="runs-stuck"),
             Check(name="proposal_oldest_unanswered_s", probe=self._proposals, runbook="proposals-unanswered"),
+            Check(name="models", probe=self._models, runbook="models-unavailable"),
             Check(name="live_mirror", probe=self._live_mirror, runbook="live-streams-slow"),
         )
 
@@ -39,6 +42,11 @@ class Checks:
     async def _proposals(self) -> Finding:
         async with self._database.transaction() as conn:
             return at_most(await background_queries.oldest_proposal_s(conn), MAX_PROPOSAL_S)
+
+    async def _models(self) -> Finding:
+        """Never a failure: runs fall back or end as failed and unpaid, and no restart of ours mends a provider."""
+        resting = self._router.open_breakers()
+        return Finding(status="ok", value=f"resting: {', '.join(resting)}" if resting else "up")
 
     async def _live_mirror(self) -> Finding:
         """Never a failure: without Redis streams are slower, and nothing else."""

@@ -5,12 +5,13 @@ answer, it costs nothing, and its tokens are counted by `count_tokens` over the 
 """
 
 import asyncio
+import json
 import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Final
 
-from services.agents.ports import ModelOutput, TextDelta, UsageReport
+from services.agents.ports import ModelOutput, Round, TextDelta, ToolSpec, UsageReport
 from services.agents.prompts.domain import BYTES_PER_TOKEN, Ingredients, Prompt, count_tokens
 from services.agents.runs.domain import Usage
 
@@ -79,12 +80,36 @@ class OfflineModel:
     def name(self) -> str:
         return "offline"
 
-    async def stream(self, prompt: Prompt, *, max_output_tokens: int) -> AsyncGenerator[ModelOutput, None]:
-        text = cut_to_tokens(compose(prompt), max_output_tokens)
+    async def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_output_tokens: int,
+        tools: Sequence[ToolSpec] = (),  # noqa: ARG002 - it calls none
+        rounds: Sequence[Round] = (),  # noqa: ARG002 - its first answer is its best
+    ) -> AsyncGenerator[ModelOutput, None]:
+        is_plan = prompt.ingredients.agent_type == "orchestrator"
+        text = cut_to_tokens(compose_plan(prompt) if is_plan else compose(prompt), max_output_tokens)
         for start in range(0, len(text), PIECE_CHARS):
             yield TextDelta(text=text[start : start + PIECE_CHARS])
             await asyncio.sleep(PIECE_PAUSE_S)
         yield UsageReport(usage=Usage(input_tokens=prompt.input_tokens, output_tokens=count_tokens(text)))
+
+
+def compose_plan(prompt: Prompt) -> str:
+    """The structured answer of an orchestrator."""
+    steps = [
+        {"title": action[:_TITLE_CHARS], "detail": f"Done when {done}.", "agent_type": "suggestion"}
+        for action, done in _steps(prompt.ingredients)
+    ]
+    summary = f"{_title(prompt.ingredients.task)} (composed offline, without a language model)"
+    plan = {
+        "summary": summary,
+        "steps": steps,
+        "risks": [line.lstrip("- ") for line in _risks(prompt)],
+        "questions": [],
+    }
+    return json.dumps(plan, ensure_ascii=False)
 
 
 def compose(prompt: Prompt) -> str:

@@ -1,8 +1,8 @@
 """What cannot run in this process: models, and the live mirror. An adapter alone knows the SDK behind it."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 from uuid import UUID
 
 from services.agents.prompts.domain import Prompt
@@ -21,15 +21,66 @@ class UsageReport:
     usage: Usage
 
 
-ModelOutput = TextDelta | UsageReport
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelChosen:
+    """A call begins at this model: the first, a repetition, or the next of the fallbacks."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """The model asks for a tool; `arguments` are what it wrote, or empty where that was no JSON object."""
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any]
+
+
+ModelOutput = TextDelta | UsageReport | ModelChosen | ToolCall
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolSpec:
+    """A tool as the model is told of it; `parameters` is a JSON schema."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """What has been said after the prompt: the model's words and calls, then our results by call id, or a request."""
+
+    text: str = ""
+    calls: Sequence[ToolCall] = ()
+    results: Mapping[str, str] = field(default_factory=dict[str, str])
+    request: str | None = None
 
 
 class ModelFailed(Exception):
-    """The provider refused, broke off or sent nonsense. `error` is what the user is told: no keys, no bodies."""
+    """The provider refused, broke off or sent nonsense. `error` is what the user is told: no keys, no bodies.
 
-    def __init__(self, error: RunError) -> None:
+    `is_retryable`: the same call may do better later, after `retry_after_s` if given. `is_illness`: it speaks of the
+    provider's state rather than of this request, and counts for its breaker. `reported` is what the provider counted.
+    """
+
+    def __init__(
+        self,
+        error: RunError,
+        *,
+        is_retryable: bool = False,
+        is_illness: bool = False,
+        retry_after_s: float | None = None,
+        reported: Usage | None = None,
+    ) -> None:
         super().__init__(error.code)
         self.error = error
+        self.is_retryable = is_retryable
+        self.is_illness = is_illness
+        self.retry_after_s = retry_after_s
+        self.reported = reported
 
 
 class ModelProvider(Protocol):
@@ -44,11 +95,21 @@ class ModelProvider(Protocol):
         """What `model_used` says."""
         ...
 
-    def stream(self, prompt: Prompt, *, max_output_tokens: int) -> AsyncGenerator[ModelOutput, None]: ...
+    def stream(
+        self, prompt: Prompt, *, max_output_tokens: int, tools: Sequence[ToolSpec] = (), rounds: Sequence[Round] = ()
+    ) -> AsyncGenerator[ModelOutput, None]: ...
 
 
-ChooseModel = Callable[[str | None], ModelProvider]
-"""The provider for the model a run asks for by name; None asks for the default."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelWish:
+    """What decides which model answers: the name a run asks for, if any, and its user's tier."""
+
+    requested: str | None
+    tier: str
+
+
+ChooseModel = Callable[[ModelWish], ModelProvider]
+"""The model for a run. Raises ModelNotAvailable."""
 
 
 class Mirror(Protocol):

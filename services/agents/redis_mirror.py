@@ -33,7 +33,10 @@ class RedisMirror:
 
     def offer(self, run_id: UUID, events: Sequence[RunEvent]) -> None:
         for event in events:
-            body = orjson.dumps({"seq": event.seq, "type": event.type, "data": dict(event.data)})
+            # Keys in order, as in the table's pages: the same bytes live and replayed (jsonb keeps no order).
+            body = orjson.dumps(
+                {"seq": event.seq, "type": event.type, "data": dict(event.data)}, option=orjson.OPT_SORT_KEYS
+            )
             if self._waiting.full():
                 self._waiting.get_nowait()  # the oldest goes: readers have most likely found it in the table
             self._waiting.put_nowait((f"run:{run_id}", body))

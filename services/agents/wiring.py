@@ -3,8 +3,10 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from pydantic import SecretStr
 
 from libs.common import redis
 from libs.common.backbone import open_backbone
@@ -16,13 +18,14 @@ from libs.common.process import Service
 from services.agents.background import api as background_api
 from services.agents.consumers import subscriptions
 from services.agents.health import Checks
+from services.agents.model_router import ModelRouter, Provider
 from services.agents.offline_model import OfflineModel
-from services.agents.ports import ChooseModel
+from services.agents.ports import ChooseModel, ModelProvider
 from services.agents.prompts import api as prompts_api
 from services.agents.redis_mirror import RedisMirror
 from services.agents.runs import api as runs_api
 from services.agents.runs.execution import Engine
-from services.agents.runs.jobs import RunWorker
+from services.agents.runs.jobs import EventSweeper, RunWorker
 from services.agents.runs.lease_queries import Caps
 from services.agents.settings import Settings
 
@@ -36,12 +39,15 @@ async def build(
     async with (
         open_backbone(settings, service="agents", subscriptions=subscriptions(wake=wake.set), clock=clock) as backbone,
         redis.connect(settings.redis_url.get_secret_value(), name="agents") as client,
+        AsyncExitStack() as stack,
     ):
         mirror = RedisMirror(client)
+        router = await stack.enter_async_context(_open_router(settings, plans))
         worker = _worker(
-            settings, database=backbone.database, mirror=mirror, models=models or _offline, plans=plans, wake=wake
+            settings, database=backbone.database, mirror=mirror, models=models or router.choose, plans=plans, wake=wake
         )
-        checks = [*backbone.checks(), *Checks(database=backbone.database, mirror=mirror).all()]
+        sweeper = EventSweeper(database=backbone.database, keep_days=settings.agents_event_retention_days)
+        checks = [*backbone.checks(), *Checks(database=backbone.database, mirror=mirror, router=router).all()]
         app = backbone.new_app(checks)
         app.include_router(runs_api.Routes(database=backbone.database, mirror=mirror).router())
         app.include_router(prompts_api.Routes(database=backbone.database).router())
@@ -51,7 +57,7 @@ async def build(
             app=backbone.edge(app),
             health_app=backbone.health_app(checks),
             common_loops=(*backbone.common_loops, mirror.run),
-            worker_loops=(*backbone.worker_loops, worker.run, worker.watch),
+            worker_loops=(*backbone.worker_loops, worker.run, worker.watch, sweeper.run),
         )
 
 
@@ -70,6 +76,7 @@ def _worker(
             database=database,
             mirror=mirror,
             choose_model=models,
+            first_token_limit_s=settings.agents_first_token_limit_s,
             idle_limit_s=settings.agents_idle_limit_s,
             total_limit_s=settings.agents_total_limit_s,
         ),
@@ -85,6 +92,32 @@ def _worker(
     )
 
 
-def _offline(_requested: str | None) -> OfflineModel:
-    """Whatever a run asks for, until providers are configured: `model_used` tells what it got."""
-    return OfflineModel()
+@asynccontextmanager
+async def _open_router(settings: Settings, plans: Plans) -> AsyncGenerator[ModelRouter, None]:
+    """The providers whose keys are set. Without a key their libraries are not even loaded: they weigh 60 MB."""
+    defaults = [name.strip() for name in settings.agents_models.split(",") if name.strip()]
+    async with AsyncExitStack() as stack:
+        openers: Mapping[str, Callable[[str], ModelProvider]] = {}
+        if settings.openai_api_key is not None or settings.anthropic_api_key is not None:
+            from services.agents.pydantic_ai_models import Access, open_models  # noqa: PLC0415 - see above
+
+            def access(key: SecretStr | None, base_url: str | None) -> Access | None:
+                return Access(api_key=key.get_secret_value(), base_url=base_url) if key is not None else None
+
+            openers = await stack.enter_async_context(
+                open_models(
+                    openai=access(settings.openai_api_key, settings.openai_base_url),
+                    anthropic=access(settings.anthropic_api_key, settings.anthropic_base_url),
+                    silence_s=max(settings.agents_first_token_limit_s, settings.agents_idle_limit_s),
+                )
+            )
+        slots = settings.agents_provider_parallel_calls
+        yield ModelRouter(
+            providers={
+                name: Provider(open_model=opener, slots=asyncio.Semaphore(slots)) for name, opener in openers.items()
+            },
+            offline=OfflineModel(),
+            plans=plans,
+            defaults=defaults,
+            retry_budget_s=settings.agents_retry_budget_s,
+        )

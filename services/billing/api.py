@@ -1,15 +1,15 @@
-"""HTTP in: Stripe's webhook, and what the gateway asks for on behalf of a user."""
+"""HTTP in: what the gateway asks for on behalf of a user. Stripe's own deliveries come in by intake.py."""
 
 import base64
 import binascii
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 from uuid import UUID
 
 import orjson
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import AfterValidator, Field
 
 from libs.common.clock import iso_millis
@@ -18,9 +18,8 @@ from libs.common.errors import Invalid
 from libs.common.http import CurrentCaller
 from libs.common.inputs import Input
 from libs.common.plans import Plans
-from services.billing import operations, queries
-from services.billing.domain import FREE, NEVER_SUBSCRIBED, BillingDisabled, CheckoutLink, Purchase
-from services.billing.webhook import check_signature, parse_event
+from services.billing import queries, sale_queries
+from services.billing.domain import BillingDisabled, CheckoutLink, EffectivePlan, Purchase, StripePrice, next_change
 
 DEFAULT_SUCCESS_PATH: Final = "/billing/success?session_id={CHECKOUT_SESSION_ID}"
 DEFAULT_RETURN_PATH: Final = "/billing"
@@ -51,13 +50,11 @@ class PortalInput(Input):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StripeSide:
-    """What needs Stripe: absent without a key. `wake` rouses the job that fetches what an event points at."""
+    """What needs Stripe: absent without a key."""
 
-    webhook_secrets: Sequence[str]
-    is_live: bool
     open_checkout: Callable[[Purchase], Awaitable[CheckoutLink]]
     open_portal: Callable[[UUID, str], Awaitable[str]]
-    wake: Callable[[], None]
+    prices: Callable[[], Awaitable[Mapping[str, StripePrice]]]
 
 
 class Routes:
@@ -69,25 +66,12 @@ class Routes:
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["billing"])
-        router.add_api_route("/webhooks/stripe", self.receive_webhook, methods=["POST"])
         router.add_api_route("/internal/checkout", self.open_checkout, methods=["POST"], status_code=201)
         router.add_api_route("/internal/portal", self.open_portal, methods=["POST"])
         router.add_api_route("/internal/subscription", self.get_subscription, methods=["GET"])
         router.add_api_route("/internal/invoices", self.list_invoices, methods=["GET"])
         router.add_api_route("/internal/plans", self.list_plans, methods=["GET"])
         return router
-
-    async def receive_webhook(self, request: Request) -> Mapping[str, bool]:
-        """200 once the event is stored, and again for one that was; 400 without a trace for what is not Stripe's."""
-        stripe = self._require_stripe()
-        payload = await request.body()
-        signed_at = check_signature(payload, request.headers.getlist("stripe-signature"), stripe.webhook_secrets)
-        event = parse_event(payload, is_live=stripe.is_live)
-        async with self._database.transaction() as conn:
-            is_new = await operations.record_event(conn, event, signed_at=signed_at)
-        if is_new:
-            stripe.wake()
-        return {"received": True}
 
     async def open_checkout(self, caller: CurrentCaller, body: CheckoutInput) -> Mapping[str, str]:
         stripe = self._require_stripe()
@@ -114,16 +98,17 @@ class Routes:
         user_id = caller.require_user()
         async with self._database.transaction_as(caller.claims) as conn:
             account = await queries.find_account(conn, user_id)
-        if account is None:
-            return {
-                "tier": FREE,
-                "status": NEVER_SUBSCRIBED,
-                "current_period_start": None,
-                "current_period_end": None,
-                "cancel_at": None,
-                "trial_end": None,
-            }
-        return _rendered(account)
+        plan = EffectivePlan(**dict(account)) if account is not None else EffectivePlan()
+        coming = next_change(plan)
+        return {
+            "tier": plan.tier,
+            "status": plan.status,
+            "current_period_start": _shown(plan.current_period_start),
+            "current_period_end": _shown(plan.current_period_end),
+            "cancel_at": _shown(plan.cancel_at),
+            "trial_end": _shown(plan.trial_end),
+            "next": {"what": coming.what, "at": iso_millis(coming.at)} if coming is not None else None,
+        }
 
     async def list_invoices(
         self,
@@ -135,7 +120,7 @@ class Routes:
         user_id = caller.require_user()
         before = _read_cursor(cursor) if cursor else None
         async with self._database.transaction_as(caller.claims) as conn:
-            rows = await queries.find_invoices(conn, user_id, before=before, limit=limit + 1)
+            rows = await sale_queries.find_invoices(conn, user_id, before=before, limit=limit + 1)
         shown = rows[:limit]
         more = len(rows) > limit
         return {
@@ -144,7 +129,11 @@ class Routes:
         }
 
     async def list_plans(self) -> Mapping[str, Any]:
-        """What can be bought. A limit of null is unlimited; a price of null is not for sale by itself."""
+        """What can be bought, at Stripe's prices while it answers and at the configured ones otherwise.
+
+        A limit of null is unlimited; a price of null is not for sale by itself.
+        """
+        prices: Mapping[str, StripePrice] = await self._stripe.prices() if self._stripe is not None else {}
         metrics = sorted({metric for tier in self._plans.tiers.values() for metric in tier.limits})
         items = [
             {
@@ -153,6 +142,7 @@ class Routes:
                 "price_minor": tier.price_minor,
                 "currency": tier.currency,
                 "interval": tier.interval,
+                **_charged(prices.get(tier.stripe_lookup_key or "")),
                 "is_for_sale": tier.stripe_lookup_key is not None and self._stripe is not None,
                 "limits": {metric: tier.limits.get(metric) for metric in metrics},
                 "concurrency": tier.concurrency,
@@ -169,7 +159,17 @@ class Routes:
 
 
 def _rendered(row: Record) -> dict[str, Any]:
-    return {name: iso_millis(value) if isinstance(value, datetime) else value for name, value in dict(row).items()}
+    return {name: _shown(value) for name, value in dict(row).items()}
+
+
+def _charged(price: StripePrice | None) -> Mapping[str, Any]:
+    if price is None:
+        return {}
+    return {"price_minor": price.amount_minor, "currency": price.currency, "interval": price.interval}
+
+
+def _shown(value: Any) -> Any:
+    return iso_millis(value) if isinstance(value, datetime) else value
 
 
 def _cursor(created_at: datetime, invoice_id: str) -> str:

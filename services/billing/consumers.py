@@ -17,6 +17,9 @@ def subscriptions(*, has_payments: bool, wake: Callable[[], None] | None) -> Seq
         )
 
     async def on_entitlements_changed(event: EntitlementsChanged, conn: Connection) -> None:
+        await operations.note_profile(
+            conn, user_id=event.user_id, version=event.version, tier=event.tier, status=event.status
+        )
         if event.stripe_customer_id:
             await operations.adopt_customer(conn, user_id=event.user_id, stripe_customer_id=event.stripe_customer_id)
 

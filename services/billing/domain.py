@@ -83,6 +83,16 @@ class Price:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StripePrice:
+    """What Stripe charges under a lookup key. `amount_minor` is None for tiered prices."""
+
+    lookup_key: str
+    amount_minor: int | None
+    currency: str
+    interval: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StripeSubscription:
     """A subscription as Stripe has it. `past_due_since` is when the oldest invoice still open became due."""
 
@@ -180,6 +190,30 @@ class EffectivePlan:
     def says_the_same_as(self, other: "EffectivePlan") -> bool:
         """Whether nothing changed that anybody else would act upon."""
         return _told(self) == _told(other)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextChange:
+    """What happens to a plan by itself, and when: `renews`, `ends`, `trial_ends` (the first payment), `grace_ends`."""
+
+    what: str
+    at: datetime
+
+
+def next_change(plan: EffectivePlan) -> NextChange | None:
+    """None where nothing happens without somebody's doing."""
+    match plan.status:
+        case SubscriptionStatus.ACTIVE | SubscriptionStatus.TRIALING if plan.cancel_at is not None:
+            what, at = "ends", plan.cancel_at
+        case SubscriptionStatus.ACTIVE:
+            what, at = "renews", plan.current_period_end
+        case SubscriptionStatus.TRIALING:
+            what, at = "trial_ends", plan.trial_end
+        case SubscriptionStatus.PAST_DUE if plan.tier != FREE:
+            what, at = "grace_ends", plan.review_at
+        case _:
+            what, at = "nothing", None
+    return NextChange(what=what, at=at) if at is not None else None
 
 
 def _told(plan: EffectivePlan) -> tuple[object, ...]:

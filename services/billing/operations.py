@@ -7,7 +7,7 @@ from libs.common import outbox
 from libs.common.database import Connection
 from libs.common.events.billing import InvoicePaid, PaymentFailed, SubscriptionChanged, UserErasedByBilling
 from libs.common.ids import new_id
-from services.billing import queries, work_queries
+from services.billing import drift_queries, erasure_queries, queries, sale_queries, work_queries
 from services.billing.domain import (
     AccountDeleted,
     AlreadySubscribed,
@@ -21,23 +21,27 @@ from services.billing.domain import (
     effective_plan,
     tier_of,
 )
-from services.billing.webhook import TOLERANCE_S, WebhookEvent, WebhookOutOfTime, object_to_refresh
+from services.billing.webhook import TOLERANCE_S, WebhookEvent, WebhookOutOfTime
 from services.billing.work_queries import Lease
 
 PORTAL = "/v1/billing/portal"
 
 
-async def record_event(conn: Connection, event: WebhookEvent, *, signed_at: int) -> bool:
-    """Store a genuine event and have its object fetched; False if it was known.
+async def record_events(
+    conn: Connection, deliveries: Sequence[tuple[WebhookEvent, int]]
+) -> list[bool | WebhookOutOfTime]:
+    """Store genuine events, each with when it was signed, and have their objects fetched.
 
-    Raises WebhookOutOfTime by the database's clock, which does not drift with the replica that happened to answer.
+    For each: True if it was new, False if it was known, or why it was not stored. Whether a signature is in time is
+    judged by the database's clock, which does not drift with the replica that happened to answer.
     """
-    receipt = await work_queries.insert_event(
-        conn, event, signed_at=signed_at, tolerance_s=TOLERANCE_S, refresh=object_to_refresh(event)
-    )
-    if not receipt.is_in_time:
-        raise WebhookOutOfTime(f"The signature was made more than {TOLERANCE_S} s away from now.")
-    return receipt.is_new
+    receipts = await work_queries.insert_events(conn, deliveries, tolerance_s=TOLERANCE_S)
+    return [
+        receipt.is_new
+        if receipt.is_in_time
+        else WebhookOutOfTime(f"The signature was made more than {TOLERANCE_S} s away from now.")
+        for receipt in receipts
+    ]
 
 
 # What was fetched -----------------------------------------------------------------------------------------------------
@@ -75,39 +79,54 @@ async def store_invoice(conn: Connection, lease: Lease, invoice: StripeInvoice |
     owner = await _settle_owner(conn, invoice.stripe_customer_id, invoice.claimed_user_id)
     if not await _finish(conn, lease, invoice.stripe_customer_id):
         return
-    before = await queries.lock_invoice(conn, invoice.id)
-    if before is not None and before["read_at"] > lease.read_at:
+    await sale_queries.upsert_invoice(conn, invoice, user_id=owner, read_at=lease.read_at)
+    await _tell_of_invoice(conn, invoice.id)
+
+
+async def _tell_of_invoice(conn: Connection, invoice_id: str) -> None:
+    """Publish what the stored invoice says and nobody was told yet. While nobody owns it, there is nobody to tell."""
+    row = await sale_queries.lock_invoice(conn, invoice_id)
+    if row is None or row["user_id"] is None:
         return
-    await queries.upsert_invoice(conn, invoice, user_id=owner, read_at=lease.read_at)
-    if owner is None:
-        return
-    if invoice.status == "paid" and (before is None or before["status"] != "paid"):
+    is_paid, attempt = row["status"] == "paid", row["attempt_count"]
+    # An attempt may also be under way (bank debits): only Stripe's word of a failure makes it one.
+    has_failed = (
+        row["status"] == "open"
+        and attempt > row["attempt_told"]
+        and await sale_queries.has_failed_attempt(
+            conn, invoice_id=invoice_id, stripe_subscription_id=row["stripe_subscription_id"]
+        )
+    )
+    if is_paid and not row["is_paid_told"]:
         await outbox.add(
             conn,
             InvoicePaid(
-                user_id=owner,
-                stripe_invoice_id=invoice.id,
-                amount_minor=invoice.amount_paid_minor,
-                currency=invoice.currency,
+                user_id=row["user_id"],
+                stripe_invoice_id=invoice_id,
+                amount_minor=row["amount_paid_minor"],
+                currency=row["currency"],
             ),
         )
-    elif (
-        invoice.status == "open"
-        and invoice.attempt_count > (before["attempt_count"] if before else 0)
-        # An attempt may also be under way (bank debits): only Stripe's word of a failure makes it one.
-        and await work_queries.has_event(conn, object_id=invoice.id, event_type="invoice.payment_failed")
-    ):
+    if has_failed:
         await outbox.add(
             conn,
             PaymentFailed(
-                user_id=owner,
-                stripe_invoice_id=invoice.id,
-                amount_minor=invoice.amount_due_minor,
-                currency=invoice.currency,
-                attempt=invoice.attempt_count,
-                next_attempt_at=invoice.next_attempt_at,
+                user_id=row["user_id"],
+                stripe_invoice_id=invoice_id,
+                amount_minor=row["amount_due_minor"],
+                currency=row["currency"],
+                attempt=attempt,
+                next_attempt_at=row["next_attempt_at"],
+                invoice_number=row["number"],
+                invoice_url=row["hosted_url"],
             ),
         )
+    await sale_queries.mark_invoice_told(
+        conn,
+        invoice_id,
+        is_paid_told=row["is_paid_told"] or is_paid,
+        attempt_told=attempt if has_failed else row["attempt_told"],
+    )
 
 
 async def store_customer(
@@ -154,12 +173,19 @@ async def _settle_owner(conn: Connection, stripe_customer_id: str, claimed: UUID
     owner = await queries.find_user_of_customer(conn, stripe_customer_id)
     if owner is not None or claimed is None:
         return owner
-    if await work_queries.is_erased_user(conn, claimed):
+    if await erasure_queries.is_erased_user(conn, claimed):
         return None
     # A user who has another customer already keeps that one; what this one pays for is the user's all the same.
     await queries.upsert_customer_id(conn, user_id=claimed, stripe_customer_id=stripe_customer_id)
-    await queries.claim_rows_of_customer(conn, user_id=claimed, stripe_customer_id=stripe_customer_id)
+    await _claim_rows(conn, user_id=claimed, stripe_customer_id=stripe_customer_id)
     return claimed
+
+
+async def _claim_rows(conn: Connection, *, user_id: UUID, stripe_customer_id: str) -> None:
+    for invoice_id in await queries.claim_rows_of_customer(
+        conn, user_id=user_id, stripe_customer_id=stripe_customer_id
+    ):
+        await _tell_of_invoice(conn, invoice_id)
 
 
 async def _finish(conn: Connection, lease: Lease, stripe_customer_id: str) -> bool:
@@ -169,8 +195,8 @@ async def _finish(conn: Connection, lease: Lease, stripe_customer_id: str) -> bo
     """
     if not await work_queries.finish_refresh(conn, lease):
         return False
-    if await work_queries.is_erased_customer(conn, stripe_customer_id):
-        await work_queries.scrub_events(conn, lease.object_id)
+    if await erasure_queries.is_erased_customer(conn, stripe_customer_id):
+        await erasure_queries.scrub_events(conn, lease.object_id)
         return False
     return True
 
@@ -204,7 +230,7 @@ async def evaluate_account(conn: Connection, user_id: UUID, *, rules: Rules) -> 
 async def review_account(conn: Connection, user_id: UUID, *, rules: Rules) -> None:
     """A grace or a subscription has ended by the clock: decide again, unless the user is gone meanwhile."""
     await queries.lock_user(conn, user_id)
-    if not await work_queries.is_erased_user(conn, user_id):
+    if not await erasure_queries.is_erased_user(conn, user_id):
         await evaluate_account(conn, user_id, rules=rules)
 
 
@@ -222,13 +248,13 @@ async def begin_checkout(conn: Connection, purchase: Purchase) -> CheckoutIntent
         raise already_subscribed()
     await queries.insert_customer_intent(conn, user_id=purchase.user_id, email=purchase.email, key=_customer_key())
     customer = await queries.get_customer(conn, purchase.user_id)
-    live = await queries.find_live_checkouts(conn, purchase.user_id)
+    live = await sale_queries.find_live_checkouts(conn, purchase.user_id)
     wanted = (purchase.tier, purchase.success_url, purchase.cancel_url)
     same = next((row for row in live if (row["tier"], row["success_url"], row["cancel_url"]) == wanted), None)
     checkout_id = same["id"] if same else new_id()
     key = same["idempotency_key"] if same else f"checkout-{checkout_id}"
     if same is None:
-        await queries.insert_checkout(conn, checkout_id=checkout_id, key=key, purchase=purchase)
+        await sale_queries.insert_checkout(conn, checkout_id=checkout_id, key=key, purchase=purchase)
     return CheckoutIntent(
         id=checkout_id,
         idempotency_key=key,
@@ -247,7 +273,7 @@ async def begin_checkout(conn: Connection, purchase: Purchase) -> CheckoutIntent
 
 async def require_account(conn: Connection, user_id: UUID) -> None:
     """Raises AccountDeleted: an access token may outlive its user by an hour."""
-    if await work_queries.is_erased_user(conn, user_id):
+    if await erasure_queries.is_erased_user(conn, user_id):
         raise AccountDeleted("This account has been deleted.")
 
 
@@ -265,11 +291,11 @@ async def save_customer(conn: Connection, *, user_id: UUID, stripe_customer_id: 
 
 
 async def save_checkout(conn: Connection, intent: CheckoutIntent, *, session_id: str | None, status: str) -> None:
-    await queries.mark_checkout(conn, intent.id, session_id=session_id, status=status)
+    await sale_queries.mark_checkout(conn, intent.id, session_id=session_id, status=status)
 
 
 async def close_session(conn: Connection, session: StripeCheckout) -> None:
-    await queries.mark_session(
+    await sale_queries.mark_session(
         conn, session_id=session.id, status=session.status, subscription_id=session.stripe_subscription_id
     )
 
@@ -289,15 +315,47 @@ async def adopt_customer(conn: Connection, *, user_id: UUID, stripe_customer_id:
     A user who has a customer keeps it, and a customer of somebody else stays theirs.
     """
     await queries.lock_user(conn, user_id)
-    if await work_queries.is_erased_user(conn, user_id):
+    if await erasure_queries.is_erased_user(conn, user_id):
         return
     known = await queries.find_customer(conn, user_id)
     if known is not None and known["stripe_customer_id"] is not None:
         return
     await queries.lock_customer(conn, stripe_customer_id)
     if await queries.upsert_customer_id(conn, user_id=user_id, stripe_customer_id=stripe_customer_id):
-        await queries.claim_rows_of_customer(conn, user_id=user_id, stripe_customer_id=stripe_customer_id)
+        await _claim_rows(conn, user_id=user_id, stripe_customer_id=stripe_customer_id)
         await work_queries.request_refresh(conn, stripe_customer_id)
+
+
+async def relink_customer(conn: Connection, *, user_id: UUID, stripe_customer_id: str, rules: Rules) -> None:
+    """An operator says whose a customer is, whatever was known: its rows become the user's, and it is looked at again.
+
+    Raises AccountDeleted for an erased user. The customer that the user had until now keeps its rows.
+    """
+    await queries.lock_user(conn, user_id)
+    await require_account(conn, user_id)
+    await queries.lock_customer(conn, stripe_customer_id)
+    before = await queries.find_user_of_customer(conn, stripe_customer_id)
+    await queries.move_customer(conn, user_id=user_id, stripe_customer_id=stripe_customer_id)
+    for one in sorted({user_id, before or user_id}):
+        await evaluate_account(conn, one, rules=rules)
+    await work_queries.request_refresh(conn, stripe_customer_id)
+
+
+async def request_reconciliation(conn: Connection, *, run_id: UUID, is_fixing: bool) -> None:
+    await drift_queries.insert_run(conn, run_id=run_id, is_fixing=is_fixing)
+
+
+async def forget_old_records(conn: Connection, *, keep_days: int, limit: int) -> int:
+    """Delete a bite of handled events and finished comparisons older than that; return how many events."""
+    await drift_queries.delete_old_runs(conn, keep_days=keep_days)
+    return await work_queries.delete_old_events(conn, keep_days=keep_days, limit=limit)
+
+
+async def note_profile(conn: Connection, *, user_id: UUID, version: int, tier: str, status: str) -> None:
+    """Remember what the user's profile shows, for the comparison with what Stripe pays for."""
+    await queries.lock_user(conn, user_id)
+    if not await erasure_queries.is_erased_user(conn, user_id):
+        await drift_queries.upsert_profile(conn, user_id=user_id, version=version, tier=tier, status=status)
 
 
 # Deletion -------------------------------------------------------------------------------------------------------------
@@ -309,34 +367,34 @@ async def request_erasure(
     """Write down that the user must be erased. With nothing to do at Stripe, or no key for it, our rows go at once."""
     await queries.lock_user(conn, user_id)
     intent = await queries.find_customer(conn, user_id)
-    customer_ids = set(await work_queries.find_customers_of_user(conn, user_id))
+    customer_ids = set(await erasure_queries.find_customers_of_user(conn, user_id))
     if profile_customer_id and await queries.find_user_of_customer(conn, profile_customer_id) in {None, user_id}:
         customer_ids.add(profile_customer_id)  # a profile edited by hand may also name a customer of somebody else
-    await work_queries.insert_erasure(conn, user_id=user_id, stripe_customer_ids=sorted(customer_ids))
+    await erasure_queries.insert_erasure(conn, user_id=user_id, stripe_customer_ids=sorted(customer_ids))
     has_work_at_stripe = bool(customer_ids) or intent is not None
     if not has_work_at_stripe:
-        await work_queries.mark_stripe_done(conn, user_id)
+        await erasure_queries.mark_stripe_done(conn, user_id)
     if not (has_work_at_stripe and has_payments):
         await erase_user(conn, user_id)
 
 
 async def save_erasure_customers(conn: Connection, user_id: UUID, stripe_customer_ids: Sequence[str]) -> None:
-    await work_queries.add_erasure_customers(conn, user_id, stripe_customer_ids)
+    await erasure_queries.add_erasure_customers(conn, user_id, stripe_customer_ids)
 
 
 async def finish_erasure(conn: Connection, user_id: UUID) -> None:
     """Stripe has forgotten the user; so do we."""
     await queries.lock_user(conn, user_id)
-    await work_queries.mark_stripe_done(conn, user_id)
+    await erasure_queries.mark_stripe_done(conn, user_id)
     await erase_user(conn, user_id)
 
 
 async def erase_user(conn: Connection, user_id: UUID) -> None:
     """Delete and anonymise the user's rows, and say so once. The caller holds the user's lock."""
-    customer_ids = await work_queries.get_erasure_customers(conn, user_id)
+    customer_ids = await erasure_queries.get_erasure_customers(conn, user_id)
     for customer_id in customer_ids:
         await queries.lock_customer(conn, customer_id)
-    if not await work_queries.mark_erased(conn, user_id):
+    if not await erasure_queries.mark_erased(conn, user_id):
         return
-    await work_queries.delete_user_rows(conn, user_id, customer_ids)
+    await erasure_queries.delete_user_rows(conn, user_id, customer_ids)
     await outbox.add(conn, UserErasedByBilling(user_id=user_id))

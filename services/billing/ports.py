@@ -1,10 +1,11 @@
 """What billing needs of a payment provider; StripePayments is the real one, FakePayments the one with memory only."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
-from services.billing.domain import StripeCheckout, StripeCustomer, StripeInvoice, StripeSubscription
+from services.billing.domain import StripeCheckout, StripeCustomer, StripeInvoice, StripePrice, StripeSubscription
 
 
 class Payments(Protocol):
@@ -58,3 +59,15 @@ class Payments(Protocol):
     async def cancel_subscription(self, subscription_id: str) -> None: ...
 
     async def fetch_invoice(self, invoice_id: str) -> StripeInvoice | None: ...
+
+    async def find_prices(self, lookup_keys: Sequence[str]) -> Sequence[StripePrice]:
+        """The active prices behind these keys; at most ten keys."""
+        ...
+
+    async def list_customers(self, *, after: str | None) -> Sequence[StripeCustomer]:
+        """A page, newest first, beginning behind the object `after`; an empty one is the end. So are the next two."""
+        ...
+
+    async def list_subscriptions(self, *, after: str | None) -> Sequence[StripeSubscription]: ...
+
+    async def list_invoices(self, *, since: datetime, after: str | None) -> Sequence[StripeInvoice]: ...

@@ -7,8 +7,6 @@ from uuid import UUID
 from libs.common.database import Connection, Record
 from services.billing.domain import (
     EffectivePlan,
-    Purchase,
-    StripeInvoice,
     StripeSubscription,
     Subscription,
     SubscriptionStatus,
@@ -39,6 +37,11 @@ async def lock_customer(conn: Connection, stripe_customer_id: str) -> None:
 async def get_now(conn: Connection) -> datetime:
     """The database's clock, by which periods, grace and endings are judged."""
     return await conn.fetchval("SELECT now()")
+
+
+async def is_admin(conn: Connection) -> bool:
+    """Whether the user as whom the transaction runs is an admin."""
+    return await conn.fetchval("SELECT public.is_admin()")
 
 
 # Customers ----------------------------------------------------------------------------------------------------------
@@ -102,6 +105,30 @@ async def upsert_customer_id(conn: Connection, *, user_id: UUID, stripe_customer
         stripe_customer_id,
     )
     return tied is not None
+
+
+async def move_customer(conn: Connection, *, user_id: UUID, stripe_customer_id: str) -> None:
+    """Give the customer and all its rows to the user, who loses any other customer, and it any other user."""
+    await conn.execute(
+        "UPDATE billing.customers SET stripe_customer_id = NULL WHERE stripe_customer_id = $1 AND user_id <> $2",
+        stripe_customer_id,
+        user_id,
+    )
+    await conn.execute(
+        """
+        INSERT INTO billing.customers (user_id, stripe_customer_id, idempotency_key) VALUES ($1, $2, $2)
+        -- ON CONFLICT: the user has a row already; the caller holds the user's lock and means what it says.
+        ON CONFLICT (user_id) DO UPDATE SET stripe_customer_id = excluded.stripe_customer_id, email = NULL
+        """,
+        user_id,
+        stripe_customer_id,
+    )
+    await conn.execute(
+        "UPDATE billing.subscriptions SET user_id = $1 WHERE stripe_customer_id = $2", user_id, stripe_customer_id
+    )
+    await conn.execute(
+        "UPDATE billing.invoices SET user_id = $1 WHERE stripe_customer_id = $2", user_id, stripe_customer_id
+    )
 
 
 async def reset_customer(conn: Connection, *, stripe_customer_id: str, key: str) -> UUID | None:
@@ -179,18 +206,19 @@ async def find_owner_of_subscription(conn: Connection, subscription_id: str) -> 
     return await conn.fetchval("SELECT user_id FROM billing.subscriptions WHERE id = $1", subscription_id)
 
 
-async def claim_rows_of_customer(conn: Connection, *, user_id: UUID, stripe_customer_id: str) -> None:
-    """Give what was stored while nobody was known for the customer to its user."""
+async def claim_rows_of_customer(conn: Connection, *, user_id: UUID, stripe_customer_id: str) -> list[str]:
+    """Give what was stored while nobody was known for the customer to its user; return the ids of the invoices."""
     await conn.execute(
         "UPDATE billing.subscriptions SET user_id = $1 WHERE stripe_customer_id = $2 AND user_id IS NULL",
         user_id,
         stripe_customer_id,
     )
-    await conn.execute(
-        "UPDATE billing.invoices SET user_id = $1 WHERE stripe_customer_id = $2 AND user_id IS NULL",
+    rows = await conn.fetch(
+        "UPDATE billing.invoices SET user_id = $1 WHERE stripe_customer_id = $2 AND user_id IS NULL RETURNING id",
         user_id,
         stripe_customer_id,
     )
+    return sorted(row["id"] for row in rows)
 
 
 async def find_subscriptions(conn: Connection, user_id: UUID) -> list[Subscription]:
@@ -253,7 +281,7 @@ async def update_account(conn: Connection, user_id: UUID, plan: EffectivePlan, *
 async def find_account(conn: Connection, user_id: UUID) -> Record | None:
     return await conn.fetchrow(
         """
-        SELECT tier, status, current_period_start, current_period_end, cancel_at, trial_end
+        SELECT tier, status, current_period_start, current_period_end, cancel_at, trial_end, review_at
         FROM billing.accounts WHERE user_id = $1
         """,
         user_id,
@@ -265,131 +293,3 @@ async def find_accounts_to_review(conn: Connection, *, limit: int) -> list[UUID]
         "SELECT user_id FROM billing.accounts WHERE review_at <= now() ORDER BY review_at LIMIT $1", limit
     )
     return [row["user_id"] for row in rows]
-
-
-# Invoices -----------------------------------------------------------------------------------------------------------
-
-
-async def lock_invoice(conn: Connection, invoice_id: str) -> Record | None:
-    """FOR UPDATE: what was told of an invoice is told once, whoever else stores it at the same time."""
-    return await conn.fetchrow(
-        "SELECT status, attempt_count, read_at FROM billing.invoices WHERE id = $1 FOR UPDATE", invoice_id
-    )
-
-
-async def upsert_invoice(conn: Connection, invoice: StripeInvoice, *, user_id: UUID | None, read_at: datetime) -> None:
-    await conn.execute(
-        """
-        INSERT INTO billing.invoices (id, user_id, stripe_customer_id, stripe_subscription_id, number, status, currency,
-            amount_due_minor, amount_paid_minor, attempt_count, next_attempt_at, hosted_url, period_start, period_end,
-            paid_at, created_at, read_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
-        -- ON CONFLICT: as with subscriptions, a fetch begun earlier never replaces one begun later.
-        ON CONFLICT (id) DO UPDATE SET
-            user_id = coalesce(excluded.user_id, invoices.user_id),
-            stripe_customer_id = excluded.stripe_customer_id,
-            stripe_subscription_id = excluded.stripe_subscription_id,
-            number = excluded.number,
-            status = excluded.status,
-            amount_due_minor = excluded.amount_due_minor,
-            amount_paid_minor = excluded.amount_paid_minor,
-            attempt_count = excluded.attempt_count,
-            next_attempt_at = excluded.next_attempt_at,
-            hosted_url = excluded.hosted_url,
-            period_start = excluded.period_start,
-            period_end = excluded.period_end,
-            paid_at = excluded.paid_at,
-            read_at = excluded.read_at
-        WHERE invoices.read_at <= excluded.read_at
-        """,
-        invoice.id,
-        user_id,
-        invoice.stripe_customer_id,
-        invoice.stripe_subscription_id,
-        invoice.number,
-        invoice.status,
-        invoice.currency,
-        invoice.amount_due_minor,
-        invoice.amount_paid_minor,
-        invoice.attempt_count,
-        invoice.next_attempt_at,
-        invoice.hosted_url,
-        invoice.period_start,
-        invoice.period_end,
-        invoice.paid_at,
-        invoice.created_at,
-        read_at,
-    )
-
-
-async def find_invoices(
-    conn: Connection, user_id: UUID, *, before: tuple[datetime, str] | None, limit: int
-) -> list[Record]:
-    """Newest first. `before` is creation time and id of the last one already seen."""
-    return await conn.fetch(
-        """
-        SELECT id, number, status, currency, amount_due_minor, amount_paid_minor, hosted_url, period_start, period_end,
-            paid_at, created_at
-        FROM billing.invoices
-        WHERE user_id = $1 AND status <> 'draft' AND ($2::timestamptz IS NULL OR (created_at, id) < ($2, $3))
-        ORDER BY created_at DESC, id DESC LIMIT $4
-        """,
-        user_id,
-        before[0] if before else None,
-        before[1] if before else None,
-        limit,
-    )
-
-
-# Checkouts ----------------------------------------------------------------------------------------------------------
-
-
-async def find_live_checkouts(conn: Connection, user_id: UUID) -> list[Record]:
-    return await conn.fetch(
-        """
-        SELECT id, tier, success_url, cancel_url, idempotency_key, status, stripe_session_id FROM billing.checkouts
-        WHERE user_id = $1 AND status IN ('pending', 'open') AND created_at > now() - make_interval(hours => $2)
-        ORDER BY created_at DESC, id DESC
-        """,
-        user_id,
-        CHECKOUT_REUSE_H,
-    )
-
-
-async def insert_checkout(conn: Connection, *, checkout_id: UUID, key: str, purchase: Purchase) -> None:
-    await conn.execute(
-        """
-        INSERT INTO billing.checkouts (id, user_id, tier, success_url, cancel_url, idempotency_key)
-        VALUES ($1, $2, $3, $4, $5, $6)
-        """,
-        checkout_id,
-        purchase.user_id,
-        purchase.tier,
-        purchase.success_url,
-        purchase.cancel_url,
-        key,
-    )
-
-
-async def mark_checkout(conn: Connection, checkout_id: UUID, *, session_id: str | None, status: str) -> None:
-    await conn.execute(
-        """
-        UPDATE billing.checkouts SET status = $2, stripe_session_id = coalesce($3, stripe_session_id)
-        WHERE id = $1 AND status IN ('pending', 'open')
-        """,
-        checkout_id,
-        status,
-        session_id,
-    )
-
-
-async def mark_session(conn: Connection, *, session_id: str, status: str, subscription_id: str | None) -> None:
-    await conn.execute(
-        """
-        UPDATE billing.checkouts SET status = $2, stripe_subscription_id = $3
-        WHERE stripe_session_id = $1 AND status IN ('pending', 'open')
-        """,
-        session_id,
-        status,
-        subscription_id,
-    )

@@ -22,6 +22,8 @@ class Settings(CommonSettings):
     stripe_api_base: str | None = None
     frontend_url: Annotated[str, AfterValidator(_check_frontend_url)] = "http://localhost:3000"
     billing_grace_days: int = Field(default=7, ge=0, le=90)
+    billing_event_keep_days: int = Field(default=90, ge=7, le=3650)
+    """How long handled webhook events are kept. Stripe repeats a delivery for three days."""
 
     @property
     def webhook_secrets(self) -> tuple[str, ...]:

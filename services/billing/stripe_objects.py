@@ -11,6 +11,7 @@ from services.billing.domain import (
     StripeCheckout,
     StripeCustomer,
     StripeInvoice,
+    StripePrice,
     StripeSubscription,
     SubscriptionStatus,
 )
@@ -51,6 +52,15 @@ def read_subscription(facts: Facts, *, past_due_since: datetime | None) -> Strip
 
 def _price(facts: Facts) -> Price:
     return Price(id=facts["id"], lookup_key=facts.get("lookup_key"), tier_hint=_part(facts, "metadata").get("tier"))
+
+
+def read_price(facts: Facts) -> StripePrice:
+    return StripePrice(
+        lookup_key=facts.get("lookup_key") or "",
+        amount_minor=facts.get("unit_amount"),
+        currency=facts["currency"],
+        interval=_part(facts, "recurring").get("interval"),
+    )
 
 
 def read_checkout(facts: Facts) -> StripeCheckout:

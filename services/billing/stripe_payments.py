@@ -6,6 +6,7 @@ read, not the call; objects are no dicts, so they are turned into some at once; 
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -22,27 +23,38 @@ from services.billing.domain import (
     StripeCheckout,
     StripeCustomer,
     StripeInvoice,
+    StripePrice,
     StripeSubscription,
 )
+from services.billing.pacing import Gate
 from services.billing.stripe_objects import (
     due_since,
     instant,
     read_checkout,
     read_customer,
     read_invoice,
+    read_price,
     read_subscription,
 )
 
 CALL_TIMEOUT_S: Final = 10.0
 CONNECT_TIMEOUT_S: Final = 3.0
 MAX_RETRIES: Final = 2
+MAX_AT_ONCE: Final = 20
+PAGE_SIZE: Final = 100
+_PAUSES_S: Final = (0.5, 1.0, 2.0)
 
 T = TypeVar("T")
 
 
 @asynccontextmanager
-async def open_stripe(secret_key: str, *, api_base: str | None) -> AsyncGenerator["StripePayments", None]:
-    """A client for one process; its connections are closed on leaving."""
+async def open_stripe(
+    secret_key: str, *, api_base: str | None, calls_per_s: float | None = None
+) -> AsyncGenerator["StripePayments", None]:
+    """A client for one process; its connections are closed on leaving.
+
+    Stripe allows 25 calls a second in sandboxes and 100 in live mode; what else uses the account needs some, too.
+    """
     logging.getLogger("stripe").setLevel(logging.WARNING)  # at INFO the SDK names customers in every line
     http = stripe.HTTPXClient(timeout=httpx.Timeout(CALL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S))
     client = stripe.StripeClient(
@@ -52,7 +64,8 @@ async def open_stripe(secret_key: str, *, api_base: str | None) -> AsyncGenerato
         base_addresses={"api": api_base} if api_base else {},
     )
     try:
-        yield StripePayments(client)
+        per_s = calls_per_s or (80 if "_live_" in secret_key else 20)
+        yield StripePayments(client, Gate(per_s=per_s, at_once=MAX_AT_ONCE))
     finally:
         await http.close_async()
 
@@ -60,30 +73,33 @@ async def open_stripe(secret_key: str, *, api_base: str | None) -> AsyncGenerato
 class StripePayments:
     """Implements `Payments`."""
 
-    def __init__(self, client: stripe.StripeClient) -> None:
+    def __init__(self, client: stripe.StripeClient, gate: Gate) -> None:
         self._v1 = client.v1
+        self._gate = gate
 
     async def create_customer(self, *, user_id: UUID, email: str | None, idempotency_key: str) -> str:
         params: stripe.params.CustomerCreateParams = {"metadata": {"user_id": str(user_id)}}
         if email is not None:
             params["email"] = email
-        customer = await _call(lambda: self._v1.customers.create_async(params, {"idempotency_key": idempotency_key}))
+        customer = await self._call(
+            lambda: self._v1.customers.create_async(params, {"idempotency_key": idempotency_key})
+        )
         return customer.id
 
     async def find_customer(self, user_id: UUID) -> str | None:
-        found = await _call(
+        found = await self._call(
             lambda: self._v1.customers.search_async({"query": f"metadata['user_id']:'{user_id}'", "limit": 1})
         )
         return found.data[0].id if found.data else None
 
     async def fetch_customer(self, customer_id: str) -> StripeCustomer | None:
-        customer = await _call_or_none(lambda: self._v1.customers.retrieve_async(customer_id))
+        customer = await self._call_or_none(lambda: self._v1.customers.retrieve_async(customer_id))
         if customer is None or getattr(customer, "deleted", False):
             return None
         return read_customer(customer.to_dict())
 
     async def delete_customer(self, customer_id: str) -> None:
-        await _call_or_none(lambda: self._v1.customers.delete_async(customer_id))
+        await self._call_or_none(lambda: self._v1.customers.delete_async(customer_id))
 
     async def create_checkout(
         self,
@@ -106,13 +122,13 @@ class StripePayments:
             "metadata": {"user_id": str(user_id)},
             "subscription_data": {"metadata": {"user_id": str(user_id)}},
         }
-        session = await _call(
+        session = await self._call(
             lambda: self._v1.checkout.sessions.create_async(params, {"idempotency_key": idempotency_key})
         )
         return read_checkout(session.to_dict())
 
     async def fetch_checkout(self, session_id: str) -> StripeCheckout | None:
-        session = await _call_or_none(lambda: self._v1.checkout.sessions.retrieve_async(session_id))
+        session = await self._call_or_none(lambda: self._v1.checkout.sessions.retrieve_async(session_id))
         return read_checkout(session.to_dict()) if session is not None else None
 
     async def end_checkout(self, session_id: str) -> StripeCheckout | None:
@@ -120,46 +136,42 @@ class StripePayments:
         if session is None or session.status != "open":
             return session
         try:
-            expired = await _call(lambda: self._v1.checkout.sessions.expire_async(session_id))
+            expired = await self._call(lambda: self._v1.checkout.sessions.expire_async(session_id))
         except PaymentsRefused:  # completed between the two calls
             return await self.fetch_checkout(session_id)
         return read_checkout(expired.to_dict())
 
     async def create_portal(self, *, customer_id: str, return_url: str) -> str:
-        session = await _call(
+        session = await self._call(
             lambda: self._v1.billing_portal.sessions.create_async({"customer": customer_id, "return_url": return_url})
         )
         return session.url
 
     async def fetch_subscription(self, subscription_id: str) -> StripeSubscription | None:
-        subscription = await _call_or_none(lambda: self._v1.subscriptions.retrieve_async(subscription_id))
-        if subscription is None:
-            return None
-        facts = subscription.to_dict()
-        owed_since = await self._past_due_since(subscription_id) if facts["status"] == "past_due" else None
-        return read_subscription(facts, past_due_since=owed_since)
+        subscription = await self._call_or_none(lambda: self._v1.subscriptions.retrieve_async(subscription_id))
+        return await self._read_subscription(subscription) if subscription is not None else None
 
     async def find_subscription_ids(self, customer_id: str) -> Sequence[str]:
         async def collect() -> list[str]:
             first = await self._v1.subscriptions.list_async({"customer": customer_id, "status": "all", "limit": 100})
             return [subscription.id async for subscription in first.auto_paging_iter()]
 
-        return await _call_or_none(collect) or []
+        return await self._call_or_none(collect) or []
 
     async def cancel_subscription(self, subscription_id: str) -> None:
         try:
-            await _call_or_none(lambda: self._v1.subscriptions.cancel_async(subscription_id))
+            await self._call_or_none(lambda: self._v1.subscriptions.cancel_async(subscription_id))
         except PaymentsRefused:
             after = await self.fetch_subscription(subscription_id)
             if after is not None and not after.status.is_over:
                 raise
 
     async def fetch_invoice(self, invoice_id: str) -> StripeInvoice | None:
-        invoice = await _call_or_none(lambda: self._v1.invoices.retrieve_async(invoice_id))
+        invoice = await self._call_or_none(lambda: self._v1.invoices.retrieve_async(invoice_id))
         return read_invoice(invoice.to_dict()) if invoice is not None else None
 
     async def _price_id(self, lookup_key: str) -> str:
-        prices = await _call(
+        prices = await self._call(
             lambda: self._v1.prices.list_async({"lookup_keys": [lookup_key], "active": True, "limit": 1})
         )
         if not prices.data:
@@ -168,39 +180,91 @@ class StripePayments:
 
     async def _past_due_since(self, subscription_id: str) -> datetime | None:
         """When the oldest open invoice became due: a fact of Stripe's, the same whenever and how often it is asked."""
-        found = await _call(
+        found = await self._call(
             lambda: self._v1.invoices.list_async({"subscription": subscription_id, "status": "open", "limit": 100})
         )
         return instant(min((due_since(invoice.to_dict()) for invoice in found.data), default=None))
 
+    async def find_prices(self, lookup_keys: Sequence[str]) -> Sequence[StripePrice]:
+        page = await self._call(
+            lambda: self._v1.prices.list_async({"lookup_keys": list(lookup_keys), "active": True, "limit": PAGE_SIZE})
+        )
+        return [read_price(price.to_dict()) for price in page.data]
 
-async def _call(call: Callable[[], Awaitable[T]]) -> T:
-    """Run one call with its retries inside one bound; translate what went wrong, without Stripe's own texts."""
+    async def list_customers(self, *, after: str | None) -> Sequence[StripeCustomer]:
+        params: stripe.params.CustomerListParams = {"limit": PAGE_SIZE}
+        if after is not None:
+            params["starting_after"] = after
+        page = await self._call(lambda: self._v1.customers.list_async(params))
+        return [read_customer(customer.to_dict()) for customer in page.data]
+
+    async def list_subscriptions(self, *, after: str | None) -> Sequence[StripeSubscription]:
+        params: stripe.params.SubscriptionListParams = {"limit": PAGE_SIZE, "status": "all"}
+        if after is not None:
+            params["starting_after"] = after
+        page = await self._call(lambda: self._v1.subscriptions.list_async(params))
+        return [await self._read_subscription(subscription) for subscription in page.data]
+
+    async def list_invoices(self, *, since: datetime, after: str | None) -> Sequence[StripeInvoice]:
+        params: stripe.params.InvoiceListParams = {"limit": PAGE_SIZE, "created": {"gte": int(since.timestamp())}}
+        if after is not None:
+            params["starting_after"] = after
+        page = await self._call(lambda: self._v1.invoices.list_async(params))
+        return [read_invoice(invoice.to_dict()) for invoice in page.data]
+
+    async def _read_subscription(self, subscription: stripe.Subscription) -> StripeSubscription:
+        facts = subscription.to_dict()
+        owed_since = await self._past_due_since(subscription.id) if facts["status"] == "past_due" else None
+        return read_subscription(facts, past_due_since=owed_since)
+
+    async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Run one call inside one bound, once more where Stripe only asked for patience."""
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                for pause_s in _PAUSES_S:
+                    async with self._gate.enter():
+                        try:
+                            return await _translated(call)
+                        except _SlowDown:
+                            pass  # counts as no failure: Stripe is there, only busy with us
+                    await asyncio.sleep(pause_s * random.uniform(0.75, 1.25))  # noqa: S311 - spreads, hides nothing
+                async with self._gate.enter():
+                    return await _translated(call)
+        except TimeoutError as error:
+            raise PaymentsUnavailable("Stripe did not answer in time.", retry_after_s=5) from error
+
+    async def _call_or_none(self, call: Callable[[], Awaitable[T]]) -> T | None:
+        """As `_call`, but what does not exist is None."""
+
+        async def or_none() -> T | None:
+            try:
+                return await call()
+            except stripe.InvalidRequestError as error:
+                if error.code == "resource_missing":
+                    return None
+                raise
+
+        return await self._call(or_none)
+
+
+class _SlowDown(PaymentsUnavailable):
+    """429: the SDK does not repeat it."""
+
+
+async def _translated(call: Callable[[], Awaitable[T]]) -> T:
+    """Say what went wrong in our terms, without Stripe's own texts."""
     try:
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            return await call()
-    except TimeoutError as error:
-        raise PaymentsUnavailable("Stripe did not answer in time.", retry_after_s=5) from error
+        return await call()
+    except stripe.RateLimitError as error:
+        raise _SlowDown("Stripe asks us to slow down.", retry_after_s=5) from error
     except (stripe.InvalidRequestError, stripe.CardError, stripe.IdempotencyError) as error:
         if error.code == "resource_missing" and getattr(error, "param", None) == "customer":
             raise CustomerGone("Stripe does not know this customer.") from error
+        if error.code == "idempotency_key_in_use":
+            raise PaymentsUnavailable("Stripe is still at the same call.", retry_after_s=2) from error
         raise PaymentsRefused(f"Stripe refused the call ({error.code or type(error).__name__}).") from error
     except stripe.StripeError as error:
         # Also a key that is wrong or lacks a right: an operator mends that, and the same call then succeeds.
         raise PaymentsUnavailable(
             f"Stripe cannot be used right now ({error.code or type(error).__name__}).", retry_after_s=5
         ) from error
-
-
-async def _call_or_none(call: Callable[[], Awaitable[T]]) -> T | None:
-    """As `_call`, but what does not exist is None."""
-
-    async def or_none() -> T | None:
-        try:
-            return await call()
-        except stripe.InvalidRequestError as error:
-            if error.code == "resource_missing":
-                return None
-            raise
-
-    return await _call(or_none)

@@ -125,10 +125,19 @@ def parse_event(payload: bytes, *, is_live: bool) -> WebhookEvent:
         object_id=_id_or_none(subject.get("id")),
         stripe_customer_id=customer_of(subject),
         is_live=livemode,
-        api_version=api_version if isinstance(api_version, str) else None,
+        api_version=_plain(api_version),
         created_at=datetime.fromtimestamp(created, tz=UTC),
-        payload={name: subject[name] for name in _KEPT if isinstance(subject.get(name), str | int | bool)},
+        payload={name: subject[name] for name in _KEPT if _is_kept(subject.get(name))},
     )
+
+
+def _plain(value: Any) -> str | None:
+    return value if isinstance(value, str) and "\0" not in value else None
+
+
+def _is_kept(value: Any) -> bool:
+    # PostgreSQL stores no NUL; nothing of Stripe's has one.
+    return isinstance(value, int | bool) or _plain(value) is not None
 
 
 def customer_of(subject: Mapping[str, Any]) -> str | None:

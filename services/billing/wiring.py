@@ -1,7 +1,7 @@
 """Composition root of billing: settings in, running parts out, all closed on exit."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Final
@@ -12,17 +12,24 @@ from libs.common.clock import Clock, system_clock
 from libs.common.health import Check, Finding, at_most
 from libs.common.plans import load_plans
 from libs.common.process import Loop, Service
-from services.billing import work_queries
+from services.billing import drift_queries, erasure_queries, work_queries
 from services.billing.api import Routes, StripeSide
 from services.billing.checkout import Desk
 from services.billing.consumers import subscriptions
 from services.billing.domain import Rules
+from services.billing.intake import Intake, WebhookEndpoint
 from services.billing.jobs import Reviewer, StripeSync
+from services.billing.operator_api import OperatorRoutes
 from services.billing.ports import Payments
+from services.billing.price_list import PriceList
+from services.billing.reconcile import Reconciler
+from services.billing.retention import Retention
 from services.billing.settings import Settings
 from services.billing.stripe_payments import open_stripe
 
 MAX_UNHANDLED_S: Final = 300
+MAX_RECONCILED_AGE_S: Final = 2 * 86_400
+"""A night may be missed, two may not."""
 
 
 @asynccontextmanager
@@ -45,11 +52,20 @@ async def build(
                 clock=clock,
             )
         )
-        own_loops: list[Loop] = [Reviewer(backbone.database, rules).run]
+        own_loops: list[Loop] = [
+            Reviewer(backbone.database, rules).run,
+            Retention(backbone.database, keep_days=settings.billing_event_keep_days).run,
+        ]
         stripe_side: StripeSide | None = None
+        intake: Intake | None = None
+        rousers: list[Callable[[], None]] = []
         if payments is not None:
-            own_loops.append(StripeSync(backbone.database, payments, rules, woken=woken).run)
-            stripe_side = _stripe_side(settings, Desk(backbone.database, payments, rules), wake=woken.set)
+            intake = Intake(backbone.database, wake=woken.set)
+            sync = StripeSync(backbone.database, payments, rules, woken=woken)
+            reconciler = Reconciler(backbone.database, payments, rules, sync)
+            own_loops += [sync.run, reconciler.run]
+            rousers += [woken.set, reconciler.woken.set]
+            stripe_side = _stripe_side(Desk(backbone.database, payments, rules), PriceList(payments, rules.plans))
         routes = Routes(
             backbone.database,
             rules.plans,
@@ -59,26 +75,29 @@ async def build(
         checks = [*backbone.checks(), *_checks(backbone, is_enabled=payments is not None)]
         app = backbone.new_app(checks)
         app.include_router(routes.router())
+        app.include_router(OperatorRoutes(backbone.database, rules, wake=_all_of(rousers)).router())
         yield Service(
             name="billing",
-            app=backbone.edge(app),
+            app=backbone.edge(WebhookEndpoint(app, intake, secrets=settings.webhook_secrets, is_live=settings.is_live)),
             health_app=backbone.health_app(checks),
-            common_loops=backbone.common_loops,
+            common_loops=[*backbone.common_loops, *([intake.run] if intake is not None else [])],
             worker_loops=[*backbone.worker_loops, *own_loops],
         )
 
 
-def _stripe_side(settings: Settings, desk: Desk, *, wake: Callable[[], None]) -> StripeSide:
+def _all_of(rousers: Sequence[Callable[[], None]]) -> Callable[[], None] | None:
+    def rouse() -> None:
+        for one in rousers:
+            one()
+
+    return rouse if rousers else None
+
+
+def _stripe_side(desk: Desk, prices: PriceList) -> StripeSide:
     async def open_portal(user_id: UUID, return_url: str) -> str:
         return await desk.open_portal(user_id, return_url=return_url)
 
-    return StripeSide(
-        webhook_secrets=settings.webhook_secrets,
-        is_live=settings.is_live,
-        open_checkout=desk.open_checkout,
-        open_portal=open_portal,
-        wake=wake,
-    )
+    return StripeSide(open_checkout=desk.open_checkout, open_portal=open_portal, prices=prices.current)
 
 
 def _checks(backbone: Backbone, *, is_enabled: bool) -> list[Check]:
@@ -96,7 +115,16 @@ def _checks(backbone: Backbone, *, is_enabled: bool) -> list[Check]:
 
     async def check_erasures() -> Finding:
         async with backbone.database.transaction() as conn:
-            return at_most(await work_queries.oldest_erasure_s(conn), MAX_UNHANDLED_S)
+            return at_most(await erasure_queries.oldest_erasure_s(conn), MAX_UNHANDLED_S)
+
+    async def check_drift() -> Finding:
+        async with backbone.database.transaction() as conn:
+            return at_most(await drift_queries.count_drift_to_mend(conn), 0)
+
+    async def check_reconciliation() -> Finding:
+        async with backbone.database.transaction() as conn:
+            age_s = await drift_queries.last_finished_age_s(conn)
+        return at_most(age_s, MAX_RECONCILED_AGE_S) if age_s is not None else Finding(status="ok", value="never yet")
 
     checks = [Check(name="stripe", probe=check_stripe, runbook="disable-billing")]
     if is_enabled:
@@ -105,6 +133,8 @@ def _checks(backbone: Backbone, *, is_enabled: bool) -> list[Check]:
                 name="stripe_events_unhandled_oldest_s", probe=check_unhandled, runbook="billing-webhook-not-working"
             ),
             Check(name="stripe_subscriptions_unclaimed", probe=check_unclaimed, runbook="common-stripe-issues"),
+            Check(name="stripe_drift", probe=check_drift, runbook="stripe-drift"),
+            Check(name="reconciled_age_s", probe=check_reconciliation, runbook="stripe-drift"),
             Check(name="erasures_oldest_s", probe=check_erasures, runbook="delete-user-data"),
         ]
     return checks

@@ -6,8 +6,8 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from libs.common.database import Connection
-from services.billing.webhook import WebhookEvent
+from libs.common.database import Connection, Record
+from services.billing.webhook import WebhookEvent, object_to_refresh
 
 LEASE_S: Final = 60
 """Longer than any fetch may take; how long a killed worker delays its objects."""
@@ -32,42 +32,54 @@ class Receipt:
     is_in_time: bool
 
 
-async def insert_event(
-    conn: Connection, event: WebhookEvent, *, signed_at: int, tolerance_s: int, refresh: str | None
-) -> Receipt:
-    """Store an event and ask for its object, in one statement: Stripe waits for it, and may send thousands."""
-    row = await conn.fetchrow(
+async def insert_events(
+    conn: Connection, deliveries: Sequence[tuple[WebhookEvent, int]], *, tolerance_s: int
+) -> list[Receipt]:
+    """Store events, each beside when it was signed, and ask for their objects: one statement, for Stripe waits."""
+    events = [event for event, _ in deliveries]
+    rows = await conn.fetch(
         """
-        WITH received AS (
+        WITH delivered AS (
+            SELECT id, type, object_id, stripe_customer_id, livemode, api_version, created, payload, is_hint, position,
+                abs(extract(epoch FROM now()) - signed_at) <= $11 AS is_in_time
+            FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::boolean[], $6::text[], $7::timestamptz[],
+                    $8::jsonb[], $9::boolean[], $10::bigint[]) WITH ORDINALITY
+                AS event(id, type, object_id, stripe_customer_id, livemode, api_version, created, payload, is_hint,
+                    signed_at, position)
+        ), received AS (
             INSERT INTO billing.stripe_events (id, type, object_id, stripe_customer_id, livemode, api_version, created,
                 payload, handled_at)
-            SELECT $1, $2, $3, $4, $5, $6, $7, $8, CASE WHEN $9::text IS NULL THEN now() END
-            WHERE abs(extract(epoch FROM now()) - $10) <= $11
+            SELECT DISTINCT ON (id) id, type, object_id, stripe_customer_id, livemode, api_version, created, payload,
+                CASE WHEN NOT is_hint THEN now() END
+            FROM delivered WHERE is_in_time
+            ORDER BY id  -- one order for all, so that two groups with the same events wait but never deadlock
             -- ON CONFLICT: Stripe delivers twice and in parallel; the second waits for the first and changes nothing.
             ON CONFLICT (id) DO NOTHING
-            RETURNING id
+            RETURNING id, object_id, handled_at
         ), refresh AS (
-            INSERT INTO billing.refreshes (object_id) SELECT $9 FROM received WHERE $9 IS NOT NULL
+            INSERT INTO billing.refreshes (object_id, wanted)
+            SELECT object_id, count(*) FROM received WHERE handled_at IS NULL GROUP BY object_id ORDER BY object_id
             -- ON CONFLICT: as in request_refresh.
-            ON CONFLICT (object_id) DO UPDATE SET wanted = refreshes.wanted + 1, due_at = least(refreshes.due_at, now())
+            ON CONFLICT (object_id) DO UPDATE
+            SET wanted = refreshes.wanted + excluded.wanted, due_at = least(refreshes.due_at, now())
         )
-        SELECT EXISTS (SELECT FROM received) AS is_new, abs(extract(epoch FROM now()) - $10) <= $11 AS is_in_time
+        SELECT received.id IS NOT NULL AS is_new, delivered.is_in_time
+        FROM delivered LEFT JOIN received USING (id)
+        ORDER BY delivered.position
         """,
-        event.id,
-        event.type,
-        event.object_id,
-        event.stripe_customer_id,
-        event.is_live,
-        event.api_version,
-        event.created_at,
-        dict(event.payload),
-        refresh,
-        signed_at,
+        [event.id for event in events],
+        [event.type for event in events],
+        [event.object_id for event in events],
+        [event.stripe_customer_id for event in events],
+        [event.is_live for event in events],
+        [event.api_version for event in events],
+        [event.created_at for event in events],
+        [dict(event.payload) for event in events],
+        [object_to_refresh(event) is not None for event in events],
+        [signed_at for _, signed_at in deliveries],
         tolerance_s,
     )
-    if row is None:
-        raise LookupError("the statement has one row")
-    return Receipt(**dict(row))
+    return [Receipt(**dict(row)) for row in rows]
 
 
 async def request_refresh(conn: Connection, object_id: str) -> None:
@@ -105,6 +117,21 @@ async def lease_refreshes(conn: Connection, *, limit: int) -> list[Lease]:
         LEASE_S,
     )
     return [Lease(**dict(row)) for row in rows]
+
+
+async def lease_refresh(conn: Connection, object_id: str) -> Lease | None:
+    """As lease_refreshes, for one object; None while somebody else is fetching it."""
+    row = await conn.fetchrow(
+        """
+        UPDATE billing.refreshes SET lease = gen_random_uuid(), leased_until = now() + make_interval(secs => $2),
+            attempts = attempts + 1
+        WHERE object_id = $1 AND done < wanted AND leased_until <= now()
+        RETURNING object_id, lease AS token, wanted, clock_timestamp() AS read_at
+        """,
+        object_id,
+        LEASE_S,
+    )
+    return Lease(**dict(row)) if row is not None else None
 
 
 async def finish_refresh(conn: Connection, lease: Lease) -> bool:
@@ -148,16 +175,6 @@ async def postpone_refresh(conn: Connection, lease: Lease, *, error: str) -> Non
     )
 
 
-async def has_event(conn: Connection, *, object_id: str, event_type: str) -> bool:
-    return bool(
-        await conn.fetchval(
-            "SELECT EXISTS (SELECT FROM billing.stripe_events WHERE object_id = $1 AND type = $2)",
-            object_id,
-            event_type,
-        )
-    )
-
-
 async def oldest_unhandled_s(conn: Connection) -> float:
     age = await conn.fetchval(
         "SELECT extract(epoch FROM now() - min(received_at)) FROM billing.stripe_events WHERE handled_at IS NULL"
@@ -178,157 +195,60 @@ async def count_unclaimed(conn: Connection) -> Mapping[str, Any]:
     return dict(row) if row is not None else {}
 
 
-# Erasures -----------------------------------------------------------------------------------------------------------
+# Events again -------------------------------------------------------------------------------------------------------
 
 
-async def insert_erasure(conn: Connection, *, user_id: UUID, stripe_customer_ids: Sequence[str]) -> None:
-    await conn.execute(
+async def find_events(
+    conn: Connection, *, event_type: str | None, object_id: str | None, is_unhandled: bool, limit: int
+) -> list[Record]:
+    """Newest first, with what keeps the unhandled ones."""
+    return await conn.fetch(
         """
-        INSERT INTO billing.erasures (user_id, stripe_customer_ids) VALUES ($1, $2)
-        -- ON CONFLICT: the wish may be repeated by an operator; the first one's row carries it out.
-        ON CONFLICT (user_id) DO NOTHING
+        SELECT stripe_events.id, type, stripe_events.object_id, stripe_customer_id, created, received_at, handled_at,
+            refreshes.attempts, refreshes.due_at, refreshes.last_error
+        FROM billing.stripe_events
+        LEFT JOIN billing.refreshes ON handled_at IS NULL AND refreshes.object_id = stripe_events.object_id
+        WHERE ($1::text IS NULL OR type = $1) AND ($2::text IS NULL OR stripe_events.object_id = $2)
+            AND (NOT $3 OR handled_at IS NULL)
+        ORDER BY received_at DESC, stripe_events.id LIMIT $4
         """,
-        user_id,
-        list(stripe_customer_ids),
-    )
-
-
-async def find_customers_of_user(conn: Connection, user_id: UUID) -> list[str]:
-    """Every Stripe customer known to be the user's; one, unless somebody made more in Stripe's dashboard."""
-    rows = await conn.fetch(
-        """
-        SELECT stripe_customer_id FROM billing.customers WHERE user_id = $1 AND stripe_customer_id IS NOT NULL
-        UNION
-        SELECT stripe_customer_id FROM billing.subscriptions WHERE user_id = $1
-        ORDER BY 1
-        """,
-        user_id,
-    )
-    return [row["stripe_customer_id"] for row in rows]
-
-
-async def is_erased_user(conn: Connection, user_id: UUID) -> bool:
-    return bool(await conn.fetchval("SELECT EXISTS (SELECT FROM billing.erasures WHERE user_id = $1)", user_id))
-
-
-async def is_erased_customer(conn: Connection, stripe_customer_id: str) -> bool:
-    """Whether the customer's rows are gone already; until then its events are stored, and erased with the rest."""
-    return bool(
-        await conn.fetchval(
-            """
-            SELECT EXISTS (
-                SELECT FROM billing.erasures WHERE stripe_customer_ids @> ARRAY[$1] AND erased_at IS NOT NULL
-            )
-            """,
-            stripe_customer_id,
-        )
-    )
-
-
-async def lease_erasures(conn: Connection, *, limit: int) -> list[UUID]:
-    """Take users to erase at Stripe. The lease is `due_at` moved ahead: every step of the work may be repeated."""
-    rows = await conn.fetch(
-        """
-        UPDATE billing.erasures SET due_at = now() + make_interval(secs => $2), attempts = attempts + 1
-        WHERE user_id IN (
-            SELECT user_id FROM billing.erasures WHERE stripe_done_at IS NULL AND due_at <= now()
-            ORDER BY due_at LIMIT $1
-            FOR UPDATE SKIP LOCKED  -- as with refreshes: replicas share the work
-        )
-        RETURNING user_id
-        """,
-        limit,
-        LEASE_S,
-    )
-    return [row["user_id"] for row in rows]
-
-
-async def get_erasure_customers(conn: Connection, user_id: UUID) -> list[str]:
-    return await conn.fetchval("SELECT stripe_customer_ids FROM billing.erasures WHERE user_id = $1", user_id)
-
-
-async def add_erasure_customers(conn: Connection, user_id: UUID, stripe_customer_ids: Sequence[str]) -> None:
-    await conn.execute(
-        """
-        UPDATE billing.erasures
-        SET stripe_customer_ids = ARRAY(SELECT unnest(stripe_customer_ids) UNION SELECT unnest($2::text[]) ORDER BY 1)
-        WHERE user_id = $1
-        """,
-        user_id,
-        list(stripe_customer_ids),
-    )
-
-
-async def postpone_erasure(conn: Connection, user_id: UUID, *, error: str) -> None:
-    await conn.execute(
-        """
-        UPDATE billing.erasures SET last_error = $2,
-            due_at = now() + make_interval(secs => least($3, 0.5 * 2 ^ least(attempts, 12)))
-        WHERE user_id = $1 AND stripe_done_at IS NULL
-        """,
-        user_id,
-        error,
-        MAX_PAUSE_S,
-    )
-
-
-async def oldest_erasure_s(conn: Connection) -> float:
-    age = await conn.fetchval(
-        "SELECT extract(epoch FROM now() - min(requested_at)) FROM billing.erasures WHERE stripe_done_at IS NULL"
-    )
-    return float(age or 0)
-
-
-async def mark_stripe_done(conn: Connection, user_id: UUID) -> None:
-    await conn.execute(
-        "UPDATE billing.erasures SET stripe_done_at = now(), last_error = NULL WHERE user_id = $1", user_id
-    )
-
-
-async def mark_erased(conn: Connection, user_id: UUID) -> bool:
-    """False if it was done before: the event of it is then out already."""
-    marked = await conn.fetchval(
-        "UPDATE billing.erasures SET erased_at = now() WHERE user_id = $1 AND erased_at IS NULL RETURNING user_id",
-        user_id,
-    )
-    return marked is not None
-
-
-async def delete_user_rows(conn: Connection, user_id: UUID, stripe_customer_ids: Sequence[str]) -> None:
-    """Delete what is the user's; keep invoices as books without a person, and events as bare facts."""
-    customers = list(stripe_customer_ids)
-    await conn.execute("DELETE FROM billing.checkouts WHERE user_id = $1", user_id)
-    await conn.execute(
-        "DELETE FROM billing.subscriptions WHERE user_id = $1 OR stripe_customer_id = ANY($2)", user_id, customers
-    )
-    await conn.execute("DELETE FROM billing.accounts WHERE user_id = $1", user_id)
-    await conn.execute("DELETE FROM billing.customers WHERE user_id = $1", user_id)
-    await conn.execute(
-        """
-        UPDATE billing.invoices SET user_id = NULL, stripe_customer_id = NULL, stripe_subscription_id = NULL,
-            hosted_url = NULL
-        WHERE user_id = $1 OR stripe_customer_id = ANY($2)
-        """,
-        user_id,
-        customers,
-    )
-    await conn.execute(
-        """
-        UPDATE billing.stripe_events SET payload = '{}', object_id = NULL, stripe_customer_id = NULL,
-            handled_at = coalesce(handled_at, now())
-        WHERE stripe_customer_id = ANY($1)
-        """,
-        customers,
-    )
-
-
-async def scrub_events(conn: Connection, object_id: str) -> None:
-    """Late events of somebody erased: known as delivered, and nothing else."""
-    await conn.execute(
-        """
-        UPDATE billing.stripe_events SET payload = '{}', object_id = NULL, stripe_customer_id = NULL,
-            handled_at = coalesce(handled_at, now())
-        WHERE object_id = $1
-        """,
+        event_type,
         object_id,
+        is_unhandled,
+        limit,
+    )
+
+
+async def request_replay(
+    conn: Connection, *, event_id: str | None, event_type: str | None, received_since: datetime | None
+) -> int:
+    """Have the objects of matching events fetched again; return how many objects that is."""
+    return await conn.execute(
+        """
+        INSERT INTO billing.refreshes (object_id)
+        SELECT DISTINCT object_id FROM billing.stripe_events
+        WHERE object_id ~ '^(sub|in|cs|cus)_'
+            AND ($1::text IS NULL OR id = $1) AND ($2::text IS NULL OR type = $2)
+            AND ($3::timestamptz IS NULL OR received_at >= $3)
+        ORDER BY object_id
+        -- ON CONFLICT: as in request_refresh.
+        ON CONFLICT (object_id) DO UPDATE SET wanted = refreshes.wanted + 1, due_at = least(refreshes.due_at, now())
+        """,
+        event_id,
+        event_type,
+        received_since,
+    )
+
+
+async def delete_old_events(conn: Connection, *, keep_days: int, limit: int) -> int:
+    """Handled events, long past the three days in which Stripe may deliver them again."""
+    return await conn.execute(
+        """
+        DELETE FROM billing.stripe_events WHERE id IN (
+            SELECT id FROM billing.stripe_events
+            WHERE handled_at IS NOT NULL AND received_at < now() - make_interval(days => $1) LIMIT $2
+        )
+        """,
+        keep_days,
+        limit,
     )

@@ -5,7 +5,9 @@ from typing import Final
 
 from libs.common.database import Database, DatabaseUnavailable
 from services.gateway.accounts import queries as accounts
-from services.gateway.runs import queries as runs
+from services.gateway.codes import queries as codes
+from services.gateway.idempotency import queries as idempotency
+from services.gateway.mail import queries as mail
 
 INTERVAL_S: Final = 60
 
@@ -18,8 +20,10 @@ class Housekeeper:
         while True:
             try:
                 async with self._database.transaction() as conn:
-                    await runs.delete_old_keys(conn)
+                    await idempotency.delete_old_keys(conn)
                     await accounts.delete_old_user_events(conn)
+                    await codes.delete_ended(conn)
+                    await mail.delete_hopeless(conn)
             except DatabaseUnavailable:
                 await self._database.wait_until_up()
                 continue

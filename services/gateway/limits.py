@@ -1,8 +1,10 @@
 """Rate limits: GCRA in one Lua call on Redis's own clock, and a local limiter of the same shape when Redis is away."""
 
+import asyncio
 import hashlib
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,6 +15,10 @@ from libs.common.redis import Redis, RedisError
 log = structlog.get_logger(__name__)
 
 RETRY_REDIS_AFTER_S: Final = 1.0
+_BATCH: Final = 256
+_PATIENCE_S: Final = (0.15, 0.05, 0.05)
+SOCKET_TIMEOUT_S: Final = 2.0
+"""Of the limiter's own connection: the patience above ends first."""
 _LOCAL_KEYS: Final = 50_000
 
 # KEYS[1]: the bucket. ARGV: microseconds per request, burst tolerance in microseconds.
@@ -98,24 +104,75 @@ class LocalLimiter:
         return judge(limit, allowed=allowed, over_us=max(0.0, over_us), until_empty_us=tat - now_us)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ask:
+    key: str
+    limit: Limit
+    answer: "asyncio.Future[Verdict]"
+
+
 class RateLimiter:
-    """Counts in Redis, so that replicas share a limit; falls back to memory within the client's timeout, never open."""
+    """Counts in Redis, so that replicas share a limit; falls back to memory in time, never open.
+
+    Requests that arrive together are asked for together, on one connection: a burst costs neither a connection nor a
+    round trip each, and so cannot exhaust what it is counted with.
+    """
 
     def __init__(self, redis: Redis) -> None:
+        self._redis = redis
         self._script = redis.register_script(_GCRA)
         self._local = LocalLimiter()
         self._redis_back_at = 0.0
+        self._asks: deque[_Ask] = deque()
+        self._worker: asyncio.Task[None] | None = None
 
     async def take(self, subject: str, limit: Limit) -> Verdict:
         # Hashed: an address or id that came from outside is never part of a key as it came.
         key = f"rl:{limit.name}:{hashlib.sha256(subject.encode()).hexdigest()[:32]}"
         if time.monotonic() < self._redis_back_at:
             return self._local.take(key, limit)
+        ask = _Ask(key=key, limit=limit, answer=asyncio.get_running_loop().create_future())
+        self._asks.append(ask)
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return await ask.answer
+
+    async def _work(self) -> None:
+        """Answer what is asked until nothing is: what arrives meanwhile is the next batch."""
+        while self._asks:
+            batch = [self._asks.popleft() for _ in range(min(len(self._asks), _BATCH))]
+            rows = await self._ask_redis(batch)
+            for ask, row in zip(batch, rows or [None] * len(batch), strict=True):
+                if ask.answer.done():  # its request was given up meanwhile
+                    continue
+                if row is None:
+                    ask.answer.set_result(self._local.take(ask.key, ask.limit))
+                else:
+                    allowed, over_us, until_empty_us = row
+                    verdict = judge(ask.limit, allowed=bool(allowed), over_us=over_us, until_empty_us=until_empty_us)
+                    ask.answer.set_result(verdict)
+
+    async def _ask_redis(self, batch: Sequence[_Ask]) -> Sequence[Any] | None:
+        """The script's answers in order, None if Redis did not answer in time."""
+        if time.monotonic() < self._redis_back_at:
+            return None
+        call = asyncio.create_task(self._run_scripts(batch))
+        for patience_s in _PATIENCE_S:
+            # Looked at more than once: a busy loop that has not yet read the answer is no absent Redis.
+            await asyncio.wait({call}, timeout=patience_s)
+            if call.done():
+                break
+        if not call.done():
+            call.cancel()
         try:
-            answer: Any = await self._script(keys=[key], args=[limit.interval_us, limit.tolerance_us])
-        except (RedisError, OSError, TimeoutError) as error:
+            return await call
+        except (RedisError, OSError, TimeoutError, asyncio.CancelledError) as error:
             self._redis_back_at = time.monotonic() + RETRY_REDIS_AFTER_S
             log.warning("rate_limiter_local", error=type(error).__name__)
-            return self._local.take(key, limit)
-        allowed, over_us, until_empty_us = answer
-        return judge(limit, allowed=bool(allowed), over_us=over_us, until_empty_us=until_empty_us)
+            return None
+
+    async def _run_scripts(self, batch: Sequence[_Ask]) -> list[Any]:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for ask in batch:
+                await self._script(keys=[ask.key], args=[ask.limit.interval_us, ask.limit.tolerance_us], client=pipe)
+            return await pipe.execute()

@@ -41,6 +41,11 @@ class Settings(CommonSettings):
     supabase_jwt_secret: Secret
     auth_signing_keys: Annotated[SecretStr, AfterValidator(_check_signing_keys)]
     auth_autoconfirm: bool = False
+    auth_anonymous_enabled: bool = True
+    auth_mail_interval_s: int = Field(default=60, ge=0, le=3600)
+    auth_redirect_urls: CommaSeparated = ()
+    smtp_url: SecretStr = SecretStr("")
+    mail_from: str = "Venture Companion <no-reply@localhost>"
     access_token_ttl_s: int = Field(default=3600, ge=60, le=604_800)
     refresh_reuse_interval_s: int = Field(default=10, ge=0, le=3600)
 

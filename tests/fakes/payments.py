@@ -15,6 +15,7 @@ from services.billing.domain import (
     StripeCheckout,
     StripeCustomer,
     StripeInvoice,
+    StripePrice,
     StripeSubscription,
     SubscriptionStatus,
 )
@@ -132,6 +133,27 @@ class FakePayments:
     async def fetch_invoice(self, invoice_id: str) -> StripeInvoice | None:
         self._called("fetch_invoice")
         return self.invoices.get(invoice_id)
+
+    async def find_prices(self, lookup_keys: Sequence[str]) -> Sequence[StripePrice]:
+        self._called("find_prices")
+        return [
+            StripePrice(lookup_key=key, amount_minor=2900, currency="usd", interval="month")
+            for key in lookup_keys
+            if key in LOOKUP_KEYS
+        ]
+
+    async def list_customers(self, *, after: str | None) -> Sequence[StripeCustomer]:
+        self._called("list_customers")
+        return list(reversed(self.customers.values())) if after is None else []
+
+    async def list_subscriptions(self, *, after: str | None) -> Sequence[StripeSubscription]:
+        self._called("list_subscriptions")
+        return list(reversed(self.subscriptions.values())) if after is None else []
+
+    async def list_invoices(self, *, since: datetime, after: str | None) -> Sequence[StripeInvoice]:
+        self._called("list_invoices")
+        found = [invoice for invoice in reversed(self.invoices.values()) if invoice.created_at >= since]
+        return found if after is None else []
 
     def _cancel(self, subscription: StripeSubscription) -> None:
         if subscription.status is not SubscriptionStatus.CANCELED:

@@ -64,6 +64,23 @@ class Billing:
         )
         return [row["data"] for row in rows]
 
+    async def reconcile(self, *, fix: bool = False) -> dict[str, Any]:
+        """Have a comparison with Stripe made; return its report."""
+        headers = service_headers("billing")
+        asked = await self.client.post("/internal/admin/reconcile", json={"fix": fix}, headers=headers)
+        assert asked.status_code == 202, asked.text
+
+        async def report() -> dict[str, Any] | None:
+            answer = await self.client.get(
+                "/internal/admin/reconcile", params={"id": asked.json()["id"]}, headers=headers
+            )
+            body = answer.json()
+            return body if body["run"]["finished_at"] is not None else None
+
+        found = await eventually(report, within_s=60)
+        assert found is not None
+        return found
+
     async def all_handled(self) -> None:
         """Wait until Stripe has nothing left to deliver and billing nothing left to fetch."""
 

@@ -1,6 +1,6 @@
 """The whole house in this process: four services on real servers, wired as in production, billing without Stripe."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +60,9 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(place: Place, **gateway_overrides: Any) -> AsyncGenerator[House, None]:
+async def open_house(
+    place: Place, *, agents_overrides: Mapping[str, Any] | None = None, **gateway_overrides: Any
+) -> AsyncGenerator[House, None]:
     async with AsyncExitStack() as stack:
         billing = await stack.enter_async_context(
             run_service(build_billing(place.settings_for(BillingSettings, "billing")))
@@ -69,7 +71,7 @@ async def open_house(place: Place, **gateway_overrides: Any) -> AsyncGenerator[H
             run_service(build_metering(place.settings_for(MeteringSettings, "metering")))
         )
         agents = await stack.enter_async_context(
-            run_service(build_agents(place.settings_for(AgentsSettings, "agents")))
+            run_service(build_agents(place.settings_for(AgentsSettings, "agents", **(agents_overrides or {}))))
         )
         settings = gateway_settings(
             place,

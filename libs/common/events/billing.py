@@ -22,6 +22,8 @@ class SubscriptionChanged(Event):
 
 
 class PaymentFailed(Event):
+    """Collecting an invoice failed; told once per attempt. `invoice_url` is Stripe's page where it can be paid."""
+
     type: ClassVar[str] = "billing.payment_failed.v1"
     user_id: UUID
     stripe_invoice_id: str
@@ -29,6 +31,8 @@ class PaymentFailed(Event):
     currency: str
     attempt: int
     next_attempt_at: datetime | None = None
+    invoice_number: str | None = None
+    invoice_url: str | None = None
 
 
 class InvoicePaid(Event):

@@ -20,7 +20,7 @@ from services.agents.background.domain import (
     read_delivery,
     verify,
 )
-from services.agents.background.queries import BackgroundEvent, Endpoint
+from services.agents.background.queries import BackgroundEvent, Endpoint, NewEndpoint
 from services.agents.paging import Cursor, Limit, decode_cursor, page
 
 
@@ -28,6 +28,7 @@ class EndpointInput(Input):
     kind: WebhookKind
     name: str = Field(min_length=1, max_length=120)
     auto_suggest: bool = False
+    approval_required: bool = False
 
 
 class Routes:
@@ -40,6 +41,10 @@ class Routes:
         router = APIRouter(prefix="/internal", tags=["background"])
         router.add_api_route("/webhook-endpoints", self.list_endpoints, methods=["GET"])
         router.add_api_route("/webhook-endpoints", self.create_endpoint, methods=["POST"], status_code=201)
+        router.add_api_route(
+            "/webhook-endpoints/{endpoint_id}", self.delete_endpoint, methods=["DELETE"], status_code=204
+        )
+        router.add_api_route("/webhook-endpoints/{endpoint_id}/rotate", self.rotate_endpoint, methods=["POST"])
         router.add_api_route("/background-events", self.list_background_events, methods=["GET"])
         router.add_api_route("/webhooks/{kind}/{endpoint_id}", self.receive, methods=["POST"], status_code=202)
         return router
@@ -56,9 +61,28 @@ class Routes:
         user_id = caller.require_user()
         async with self._database.transaction_as(caller.claims) as conn:
             created = await operations.create_endpoint(
-                conn, user_id=user_id, kind=body.kind, name=body.name, auto_suggest=body.auto_suggest
+                conn,
+                NewEndpoint(
+                    user_id=str(user_id),
+                    kind=body.kind.value,
+                    name=body.name,
+                    auto_suggest=body.auto_suggest,
+                    approval_required=body.approval_required,
+                ),
             )
         return {**_render_endpoint(created.endpoint), "secret": created.secret}
+
+    async def rotate_endpoint(self, caller: CurrentCaller, endpoint_id: UUID) -> dict[str, Any]:
+        """A new secret, shown this once; the one before is accepted for a day more."""
+        user_id = str(caller.require_user())
+        async with self._database.transaction() as conn:
+            secret = await operations.rotate_endpoint(conn, endpoint_id, user_id=user_id)
+        return {"id": str(endpoint_id), "secret": secret}
+
+    async def delete_endpoint(self, caller: CurrentCaller, endpoint_id: UUID) -> None:
+        user_id = str(caller.require_user())
+        async with self._database.transaction() as conn:
+            await operations.delete_endpoint(conn, endpoint_id, user_id=user_id)
 
     async def list_background_events(
         self, caller: CurrentCaller, cursor: Cursor = None, limit: Limit = 20
@@ -79,7 +103,7 @@ class Routes:
             endpoint = await queries.find_endpoint_with_secret(conn, endpoint_id, kind=kind.value)
         if endpoint is None:
             raise EndpointNotFound
-        verify(kind, secret=endpoint.secret, headers=headers, body=body, now=self._clock())
+        verify(kind, secrets=endpoint.secrets, headers=headers, body=body, now=self._clock())
         delivery = read_delivery(kind, headers=headers, body=body, content=_parse(body))
         async with self._database.transaction() as conn:
             event_id = await operations.receive_delivery(conn, endpoint, delivery, plans=self._plans)
@@ -102,6 +126,7 @@ def _render_endpoint(endpoint: Endpoint) -> dict[str, Any]:
         "kind": endpoint.kind,
         "name": endpoint.name,
         "auto_suggest": endpoint.auto_suggest,
+        "approval_required": endpoint.approval_required,
         "path": f"/webhooks/{endpoint.kind}/{endpoint.id}",
         "created_at": iso_millis(endpoint.created_at),
     }

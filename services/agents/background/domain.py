@@ -25,6 +25,9 @@ from libs.common.errors import BadRequest, NotFound, Unauthenticated
 TOLERANCE: Final = timedelta(seconds=300)
 SECRET_PREFIX: Final = "vcwh_"  # noqa: S105 - what every secret begins with, none itself
 PROPOSED_OUTPUT_TOKENS: Final = 1_024
+BACKGROUND_PRIORITY: Final = -10
+"""Below what somebody waits for."""
+SECRET_OVERLAP: Final = timedelta(days=1)
 MAX_TEXT: Final = 300
 MAX_ITEMS: Final = 10
 _HEX_SHA256: Final = re.compile(r"sha256=([0-9a-f]{64})")
@@ -56,22 +59,27 @@ class WebhookUnreadable(BadRequest):
     code = "agents.webhook_unreadable"
 
 
-def verify(kind: WebhookKind, *, secret: str, headers: Mapping[str, str], body: bytes, now: datetime) -> None:
-    """Raises SignatureInvalid unless the sender has the secret. `headers` have lower-case names."""
+def verify(
+    kind: WebhookKind, *, secrets: Sequence[str], headers: Mapping[str, str], body: bytes, now: datetime
+) -> None:
+    """Raises SignatureInvalid unless the sender has one of the secrets. `headers` have lower-case names."""
+    if not any(_is_from(kind, secret=secret, headers=headers, body=body, now=now) for secret in secrets):
+        raise SignatureInvalid
+
+
+def _is_from(kind: WebhookKind, *, secret: str, headers: Mapping[str, str], body: bytes, now: datetime) -> bool:
     match kind:
         case WebhookKind.GITHUB:
-            is_valid = _is_signed(headers.get("x-hub-signature-256", ""), secret=secret, signed=body)
+            return _is_signed(headers.get("x-hub-signature-256", ""), secret=secret, signed=body)
         case WebhookKind.GITLAB:
-            is_valid = hmac.compare_digest(headers.get("x-gitlab-token", "").encode(), secret.encode())
+            return hmac.compare_digest(headers.get("x-gitlab-token", "").encode(), secret.encode())
         case WebhookKind.GENERIC:
             timestamp = headers.get("x-timestamp", "")
-            is_valid = _is_recent(timestamp, now=now) and _is_signed(
+            return _is_recent(timestamp, now=now) and _is_signed(
                 headers.get("x-signature-256", ""), secret=secret, signed=timestamp.encode() + b"." + body
             )
         case _:
             assert_never(kind)
-    if not is_valid:
-        raise SignatureInvalid
 
 
 def _is_signed(signature: str, *, secret: str, signed: bytes) -> bool:
@@ -118,15 +126,23 @@ def read_delivery(kind: WebhookKind, *, headers: Mapping[str, str], body: bytes,
     )
 
 
+_SUBJECTS: Final = (
+    "pull_request",
+    "issue",
+    "release",
+    "object_attributes",
+    "workflow_run",
+    "check_run",
+    "check_suite",
+)
+_SCHEMA_FILE: Final = re.compile(r"(^|/)(migrations?|schema)(/|\.)|\.(sql|prisma|graphql|proto)$", re.IGNORECASE)
+
+
 def summarise(payload: Mapping[str, Any]) -> dict[str, Any]:
     """What a suggestion needs to know, and no more: people put surprising things into webhooks."""
     repository = _member(payload, "repository") or _member(payload, "project")
     subject = next(
-        (
-            found
-            for key in ("pull_request", "issue", "release", "object_attributes", "workflow_run")
-            if (found := _member(payload, key))
-        ),
+        (found for key in _SUBJECTS if (found := _member(payload, key))),
         payload,
     )
     commits = payload.get("commits")
@@ -137,8 +153,48 @@ def summarise(payload: Mapping[str, Any]) -> dict[str, Any]:
         "title": _text(subject.get("title") or subject.get("name")),
         "message": _text(payload.get("message") or subject.get("description")),
         "commits": _commit_titles(cast("Sequence[Any]", commits)) if isinstance(commits, list) else [],
+        "state": _text(subject.get("conclusion") or subject.get("status") or payload.get("state")),
+        "labels": _labels(payload, subject),
+        "touches": ["schema"] if isinstance(commits, list) and _touches_schema(cast("Sequence[Any]", commits)) else [],
     }
     return {key: value for key, value in summary.items() if value}
+
+
+_SUGGESTED: Final[Mapping[str, frozenset[str]]] = {
+    # topic: the actions or states of it that are worth a suggestion
+    "pull_request": frozenset({"opened", "reopened", "ready_for_review", "stale"}),
+    "merge_request": frozenset({"open", "reopen", "stale"}),
+    "issues": frozenset({"opened"}),
+    "issue": frozenset({"open", "opened", "created"}),
+    "build": frozenset({"failure", "failed", "timed_out", "error"}),
+    "schema": frozenset({"changed"}),
+}
+_TOPICS: Final[Mapping[str, str]] = {
+    "workflow_run": "build",
+    "check_run": "build",
+    "check_suite": "build",
+    "status": "build",
+    "pipeline": "build",
+    "job": "build",
+}
+
+
+def asks_for_suggestion(source: str, kind: str, summary: Mapping[str, Any]) -> bool:
+    """A pull request opened or gone stale, a build that failed, an issue created, a schema changed; nothing else.
+
+    A generic sender says it in its type (`build.failed`); labels named stale mark the others' pull requests.
+    """
+    name = kind.lower().removesuffix(" hook").replace(" ", "_")
+    if source == WebhookKind.GENERIC:
+        name, _, action = name.replace("/", ".").partition(".")
+        return action in _SUGGESTED.get(name, ()) or (name == "push" and "schema" in summary.get("touches", ()))
+    topic = _TOPICS.get(name, name)
+    states = {str(summary.get(key, "")).lower() for key in ("action", "state")}
+    if "stale" in summary.get("labels", ()):
+        states.add("stale")
+    if topic == "push":
+        return "schema" in summary.get("touches", ())
+    return bool(_SUGGESTED.get(topic, frozenset()) & states)
 
 
 def suggestion_task(source: str, kind: str, summary: Mapping[str, Any]) -> str:
@@ -168,3 +224,28 @@ def _commit_titles(commits: Sequence[Any]) -> list[str]:
     messages = [cast("Mapping[str, Any]", commit).get("message") for commit in commits if isinstance(commit, dict)]
     titles = [_text(message.splitlines()[0]) for message in messages if isinstance(message, str) and message.strip()]
     return [title for title in titles if title][:MAX_ITEMS]
+
+
+def _labels(payload: Mapping[str, Any], subject: Mapping[str, Any]) -> list[str]:
+    found = subject.get("labels") or payload.get("labels")
+    named: Sequence[Any] = cast("Sequence[Any]", found) if isinstance(found, list) else ()
+    texts = [_text(_name(label)) for label in [*named, payload.get("label")] if isinstance(label, dict)]
+    return [text.lower() for text in texts if text][:MAX_ITEMS]
+
+
+def _name(label: Any) -> Any:
+    parts = cast("Mapping[str, Any]", label)
+    return parts.get("name") or parts.get("title")
+
+
+def _touches_schema(commits: Sequence[Any]) -> bool:
+    """Whether a push adds, changes or removes a file that says how data is stored or exchanged."""
+    for commit in commits:
+        if not isinstance(commit, dict):
+            continue
+        for key in ("added", "modified", "removed"):
+            paths = cast("Mapping[str, Any]", commit).get(key)
+            names: Sequence[Any] = cast("Sequence[Any]", paths) if isinstance(paths, list) else ()
+            if any(isinstance(path, str) and _SCHEMA_FILE.search(path) for path in names):
+                return True
+    return False

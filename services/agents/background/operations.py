@@ -15,15 +15,17 @@ from libs.common.ids import new_id
 from libs.common.plans import Plans
 from services.agents.background import queries
 from services.agents.background.domain import (
+    BACKGROUND_PRIORITY,
     PROPOSED_OUTPUT_TOKENS,
+    SECRET_OVERLAP,
     SECRET_PREFIX,
     Delivery,
-    WebhookKind,
+    EndpointNotFound,
+    asks_for_suggestion,
     suggestion_task,
 )
-from services.agents.background.queries import Endpoint, EndpointWithSecret, Proposal
-from services.agents.prompts import queries as prompt_queries
-from services.agents.prompts.domain import Ingredients, assemble
+from services.agents.background.queries import Endpoint, EndpointWithSecret, NewEndpoint, Proposal
+from services.agents.prompts.domain import held_input_tokens
 from services.agents.runs import operations as runs
 from services.agents.runs.domain import NewRun
 from services.agents.users import queries as user_queries
@@ -39,22 +41,37 @@ class CreatedEndpoint:
     secret: str
 
 
-async def create_endpoint(
-    conn: Connection, *, user_id: UUID, kind: WebhookKind, name: str, auto_suggest: bool
-) -> CreatedEndpoint:
-    secret = SECRET_PREFIX + secrets.token_urlsafe(32)
-    endpoint_id = new_id()
-    created_at = await queries.insert_endpoint(
-        conn,
-        endpoint_id=endpoint_id,
-        user_id=str(user_id),
-        kind=kind.value,
-        name=name,
-        secret=secret,
-        auto_suggest=auto_suggest,
+async def create_endpoint(conn: Connection, new: NewEndpoint) -> CreatedEndpoint:
+    secret, endpoint_id = _new_secret(), new_id()
+    created_at = await queries.insert_endpoint(conn, endpoint_id, new, secret=secret)
+    endpoint = Endpoint(
+        id=endpoint_id,
+        kind=new.kind,
+        name=new.name,
+        auto_suggest=new.auto_suggest,
+        approval_required=new.approval_required,
+        created_at=created_at,
     )
-    endpoint = Endpoint(id=endpoint_id, kind=kind.value, name=name, auto_suggest=auto_suggest, created_at=created_at)
     return CreatedEndpoint(endpoint=endpoint, secret=secret)
+
+
+async def rotate_endpoint(conn: Connection, endpoint_id: UUID, *, user_id: str) -> str:
+    """Return the new secret; the one before is accepted for a day more. Raises EndpointNotFound."""
+    secret = _new_secret()
+    overlap_s = SECRET_OVERLAP.total_seconds()
+    if not await queries.rotate_secret(conn, endpoint_id, user_id=user_id, secret=secret, overlap_s=overlap_s):
+        raise EndpointNotFound
+    return secret
+
+
+async def delete_endpoint(conn: Connection, endpoint_id: UUID, *, user_id: str) -> None:
+    """Raises EndpointNotFound."""
+    if not await queries.delete_endpoint(conn, endpoint_id, user_id=user_id):
+        raise EndpointNotFound
+
+
+def _new_secret() -> str:
+    return SECRET_PREFIX + secrets.token_urlsafe(32)
 
 
 async def receive_delivery(
@@ -87,7 +104,7 @@ async def receive_delivery(
             received_at=received_at,
         ),
     )
-    if endpoint.auto_suggest:
+    if endpoint.auto_suggest and asks_for_suggestion(endpoint.kind, delivery.kind, delivery.summary):
         await _propose_run(conn, endpoint, delivery, event_id=event_id, plans=plans)
     return event_id
 
@@ -106,16 +123,15 @@ async def _propose_run(
         background_event_id=event_id,
         task=suggestion_task(endpoint.kind, delivery.kind, delivery.summary),
         max_output_tokens=PROPOSED_OUTPUT_TOKENS,
+        approval_required=endpoint.approval_required,
     )
     await queries.insert_proposal(conn, proposal)
-    prompt = assemble(await prompt_queries.list_atoms(conn), Ingredients(task=proposal.task))
     await outbox.add(
         conn,
         RunProposed(
             run_id=proposal.run_id,
             user_id=UUID(endpoint.user_id),
-            # Other sliders may choose longer atoms than these: twice is an upper bound with air.
-            max_tokens=2 * prompt.input_tokens + proposal.max_output_tokens,
+            max_tokens=held_input_tokens(proposal.task, {}) + proposal.max_output_tokens,
         ),
     )
 
@@ -136,6 +152,8 @@ async def queue_proposed_run(conn: Connection, run_id: UUID, *, user_id: UUID, t
             task=proposal.task,
             max_output_tokens=proposal.max_output_tokens,
             background_event_id=proposal.background_event_id,
+            priority=BACKGROUND_PRIORITY,
+            is_approval_required=proposal.approval_required,
             traceparent=traceparent,
         ),
     )

@@ -17,7 +17,17 @@ class Endpoint:
     kind: str
     name: str
     auto_suggest: bool
+    approval_required: bool
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewEndpoint:
+    user_id: str
+    kind: str
+    name: str
+    auto_suggest: bool
+    approval_required: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +38,13 @@ class EndpointWithSecret:
     user_id: str
     kind: str
     secret: str
+    former_secret: str | None
     auto_suggest: bool
+    approval_required: bool
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        return (self.secret, self.former_secret) if self.former_secret else (self.secret,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,29 +67,58 @@ class Proposal:
     background_event_id: UUID
     task: str
     max_output_tokens: int
+    approval_required: bool
 
 
-async def insert_endpoint(
-    conn: Connection, *, endpoint_id: UUID, user_id: str, kind: str, name: str, secret: str, auto_suggest: bool
-) -> datetime:
+async def insert_endpoint(conn: Connection, endpoint_id: UUID, new: NewEndpoint, *, secret: str) -> datetime:
     return await conn.fetchval(
         """
-        INSERT INTO agents.webhook_endpoints (id, user_id, kind, name, secret, auto_suggest)
-        VALUES ($1, $2, $3, $4, $5, $6)
+        INSERT INTO agents.webhook_endpoints (id, user_id, kind, name, secret, auto_suggest, approval_required)
+        VALUES ($1, $2, $3, $4, $5, $6, $7)
         RETURNING created_at
         """,
         endpoint_id,
-        user_id,
-        kind,
-        name,
+        new.user_id,
+        new.kind,
+        new.name,
         secret,
-        auto_suggest,
+        new.auto_suggest,
+        new.approval_required,
     )
+
+
+async def rotate_secret(conn: Connection, endpoint_id: UUID, *, user_id: str, secret: str, overlap_s: float) -> bool:
+    """Give the user's endpoint a new secret; the present one stays good for `overlap_s`. False if there is none."""
+    rotated = await conn.fetchval(
+        """
+        UPDATE agents.webhook_endpoints
+        SET former_secret = secret, former_secret_until = now() + make_interval(secs => $4), secret = $3
+        WHERE id = $1 AND user_id = $2
+        RETURNING true
+        """,
+        endpoint_id,
+        user_id,
+        secret,
+        overlap_s,
+    )
+    return rotated is not None
+
+
+async def delete_endpoint(conn: Connection, endpoint_id: UUID, *, user_id: str) -> bool:
+    """Delete the user's endpoint; what it brought stays. False if there is none."""
+    deleted = await conn.fetchval(
+        "DELETE FROM agents.webhook_endpoints WHERE id = $1 AND user_id = $2 RETURNING true", endpoint_id, user_id
+    )
+    return deleted is not None
 
 
 async def find_endpoint_with_secret(conn: Connection, endpoint_id: UUID, *, kind: str) -> EndpointWithSecret | None:
     row = await conn.fetchrow(
-        "SELECT id, user_id, kind, secret, auto_suggest FROM agents.webhook_endpoints WHERE id = $1 AND kind = $2",
+        """
+        SELECT id, user_id, kind, secret, CASE WHEN former_secret_until > now() THEN former_secret END AS former_secret,
+            auto_suggest, approval_required
+        FROM agents.webhook_endpoints WHERE id = $1 AND kind = $2
+        """,
         endpoint_id,
         kind,
     )
@@ -85,7 +130,7 @@ async def list_endpoints(
 ) -> list[Endpoint]:
     rows = await conn.fetch(
         """
-        SELECT id, kind, name, auto_suggest, created_at FROM agents.webhook_endpoints
+        SELECT id, kind, name, auto_suggest, approval_required, created_at FROM agents.webhook_endpoints
         WHERE user_id = $1 AND ($2::timestamptz IS NULL OR (created_at, id) < ($2, $3::uuid))
         ORDER BY created_at DESC, id DESC
         LIMIT $4
@@ -146,14 +191,15 @@ async def list_background_events(
 async def insert_proposal(conn: Connection, proposal: Proposal) -> None:
     await conn.execute(
         """
-        INSERT INTO agents.proposals (run_id, user_id, background_event_id, task, max_output_tokens)
-        VALUES ($1, $2, $3, $4, $5)
+        INSERT INTO agents.proposals (run_id, user_id, background_event_id, task, max_output_tokens, approval_required)
+        VALUES ($1, $2, $3, $4, $5, $6)
         """,
         proposal.run_id,
         proposal.user_id,
         proposal.background_event_id,
         proposal.task,
         proposal.max_output_tokens,
+        proposal.approval_required,
     )
 
 
@@ -162,7 +208,7 @@ async def take_proposal(conn: Connection, run_id: UUID) -> Proposal | None:
     row = await conn.fetchrow(
         """
         DELETE FROM agents.proposals WHERE run_id = $1
-        RETURNING run_id, user_id, background_event_id, task, max_output_tokens
+        RETURNING run_id, user_id, background_event_id, task, max_output_tokens, approval_required
         """,
         run_id,
     )

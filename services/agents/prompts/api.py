@@ -12,7 +12,7 @@ from libs.common.http import CurrentCaller
 from libs.common.inputs import Input
 from services.agents.paging import Cursor, Limit, decode_cursor, page
 from services.agents.prompts import operations, queries
-from services.agents.prompts.domain import Ingredients, TemplateNotFound, Vibe, assemble
+from services.agents.prompts.domain import Ingredients, TemplateNotFound, Vibe, assemble, held_input_tokens
 from services.agents.prompts.queries import Template
 
 Slider = Annotated[int, Field(ge=0, le=100, strict=True)]
@@ -36,6 +36,11 @@ class TemplateInput(Input):
     id: UUID | None = None
 
 
+class TemplateChange(Input):
+    name: str = Field(min_length=1, max_length=120)
+    instructions: str = Field(min_length=1, max_length=8_000)
+
+
 class PreviewInput(Input):
     task: str = Field(min_length=1, max_length=50_000)
     agent_type: AgentType = "suggestion"
@@ -56,6 +61,8 @@ class Routes:
         router.add_api_route("/prompt-atoms", self.list_atoms, methods=["GET"])
         router.add_api_route("/templates", self.list_templates, methods=["GET"])
         router.add_api_route("/templates", self.create_template, methods=["POST"], status_code=201)
+        router.add_api_route("/templates/{template_id}", self.change_template, methods=["PUT"])
+        router.add_api_route("/templates/{template_id}", self.delete_template, methods=["DELETE"], status_code=204)
         router.add_api_route("/prompts/preview", self.preview, methods=["POST"])
         return router
 
@@ -108,6 +115,20 @@ class Routes:
             )
         return _render_template(template)
 
+    async def change_template(self, caller: CurrentCaller, template_id: UUID, body: TemplateChange) -> dict[str, Any]:
+        user_id = str(caller.require_user())
+        async with self._database.transaction_as(caller.claims) as conn:
+            template = await operations.change_template(
+                conn, template_id, user_id=user_id, name=body.name, instructions=body.instructions
+            )
+        return _render_template(template)
+
+    async def delete_template(self, caller: CurrentCaller, template_id: UUID) -> None:
+        """Queued runs that name it end as failed and cost nothing but the run."""
+        user_id = str(caller.require_user())
+        async with self._database.transaction_as(caller.claims) as conn:
+            await operations.delete_template(conn, template_id, user_id=user_id)
+
     async def preview(self, caller: CurrentCaller, body: PreviewInput) -> dict[str, Any]:
         """What a run with this body would give its model. Nothing is stored and nothing is charged."""
         user_id = str(caller.require_user())
@@ -134,8 +155,20 @@ class Routes:
             "system": prompt.system,
             "user": prompt.user,
             "atoms": [atom.key for atom in prompt.atoms],
+            "choices": [
+                {
+                    "key": it.atom.key,
+                    "category": it.atom.category,
+                    "version": it.atom.version,
+                    "success_rate": round(it.atom.success_rate, 3),
+                    "reason": it.reason,
+                }
+                for it in prompt.choices
+            ],
+            "cut": list(prompt.cut),
             "vibe": prompt.ingredients.vibe.as_dict(),
             "input_tokens": prompt.input_tokens,
+            "input_tokens_held": held_input_tokens(body.task, body.context),
         }
 
 

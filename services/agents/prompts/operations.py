@@ -5,7 +5,7 @@ from uuid import UUID
 from libs.common.database import Connection
 from libs.common.ids import new_id
 from services.agents.prompts import queries
-from services.agents.prompts.domain import TemplateIdTaken, Vibe
+from services.agents.prompts.domain import TemplateIdTaken, TemplateNotFound, Vibe
 from services.agents.prompts.queries import Template
 
 
@@ -30,3 +30,19 @@ async def create_template(
     if template is None:
         raise TemplateIdTaken("This template id is taken.")
     return template
+
+
+async def change_template(
+    conn: Connection, template_id: UUID, *, user_id: str, name: str, instructions: str
+) -> Template:
+    """Raises TemplateNotFound."""
+    template = await queries.update_template(conn, template_id, user_id=user_id, name=name, instructions=instructions)
+    if template is None:
+        raise TemplateNotFound("There is no such template.")
+    return template
+
+
+async def delete_template(conn: Connection, template_id: UUID, *, user_id: str) -> None:
+    """Raises TemplateNotFound."""
+    if not await queries.delete_template(conn, template_id, user_id=user_id):
+        raise TemplateNotFound("There is no such template.")

@@ -20,7 +20,9 @@ class Template:
 async def list_atoms(conn: Connection) -> list[Atom]:
     rows = await conn.fetch(
         """
-        SELECT key, category, title, body, tags, is_default, position FROM public.prompt_atoms
+        SELECT key, category, title, body, tags, is_default, position, version, weight, target_roles, verticals,
+            incompatible_with, approvals, rejections
+        FROM public.prompt_atoms
         WHERE is_active ORDER BY category, position, key
         """
     )
@@ -33,6 +35,13 @@ async def list_atoms(conn: Connection) -> list[Atom]:
             tags=frozenset(row["tags"]),
             is_default=row["is_default"],
             position=row["position"],
+            version=row["version"],
+            weight=row["weight"],
+            target_roles=frozenset(row["target_roles"]),
+            verticals=frozenset(row["verticals"]),
+            incompatible_with=frozenset(row["incompatible_with"]),
+            approvals=row["approvals"],
+            rejections=row["rejections"],
         )
         for row in rows
     ]
@@ -121,6 +130,32 @@ async def insert_template(
         instructions,
     )
     return Template(**dict(row)) if row else None
+
+
+async def update_template(
+    conn: Connection, template_id: UUID, *, user_id: str, name: str, instructions: str
+) -> Template | None:
+    row = await conn.fetchrow(
+        """
+        UPDATE public.user_template_customizations SET name = $3, instructions = $4, updated_at = now()
+        WHERE id = $1 AND user_id = $2
+        RETURNING id, name, agent_type, instructions, created_at
+        """,
+        template_id,
+        user_id,
+        name,
+        instructions,
+    )
+    return Template(**dict(row)) if row else None
+
+
+async def delete_template(conn: Connection, template_id: UUID, *, user_id: str) -> bool:
+    deleted = await conn.fetchval(
+        "DELETE FROM public.user_template_customizations WHERE id = $1 AND user_id = $2 RETURNING true",
+        template_id,
+        user_id,
+    )
+    return deleted is not None
 
 
 async def delete_all_of(conn: Connection, user_id: str) -> None:

@@ -1,13 +1,13 @@
 """The life of a run: its states, its events, how each ending is billed, and what can go wrong with it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
-from libs.common.errors import NotFound
+from libs.common.errors import Conflict, NotFound
 
 MAX_ATTEMPTS: Final = 3
 """Leases that may expire under a run before it is given up: a crash is ours, three of them may be the run's."""
@@ -18,6 +18,20 @@ class RunNotFound(NotFound):
 
     def __init__(self) -> None:
         super().__init__("There is no such run.")
+
+
+class RunNotFinished(Conflict):
+    code = "agents.run_not_finished"
+
+    def __init__(self) -> None:
+        super().__init__("The run has not ended yet; there is nothing to judge.")
+
+
+class NotAwaitingApproval(Conflict):
+    code = "agents.run_not_awaiting_approval"
+
+    def __init__(self) -> None:
+        super().__init__("The run does not wait for this decision.")
 
 
 class RunStatus(StrEnum):
@@ -63,10 +77,29 @@ class Usage:
     cost_micro_usd: int = 0
     is_estimated: bool = False
 
+    def plus(self, other: "Usage") -> "Usage":
+        return Usage(
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cost_micro_usd=self.cost_micro_usd + other.cost_micro_usd,
+            is_estimated=self.is_estimated or other.is_estimated,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunError:
     """Why a run did not succeed, for the user: a stable code and a finished sentence without secrets."""
+
+    code: str
+    detail: str
+
+    def as_dict(self) -> dict[str, str]:
+        return {"code": self.code, "detail": self.detail}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputWarning:
+    """What a reader of the output should know: a stable code and a finished sentence. Never quotes what it found."""
 
     code: str
     detail: str
@@ -85,21 +118,39 @@ class Ending:
     output: str | None = None
     model_used: str | None = None
     error: RunError | None = None
+    warnings: tuple[OutputWarning, ...] = ()
+    atoms: tuple[str, ...] = ()
 
     @classmethod
-    def succeeded(cls, *, output: str, usage: Usage, model_used: str) -> "Ending":
-        return cls(outcome=Outcome.SUCCEEDED, is_billable=True, usage=usage, output=output, model_used=model_used)
+    def succeeded(
+        cls,
+        *,
+        output: str,
+        usage: Usage,
+        model_used: str,
+        warnings: Sequence[OutputWarning] = (),
+        atoms: Sequence[str] = (),
+    ) -> "Ending":
+        return cls(
+            outcome=Outcome.SUCCEEDED,
+            is_billable=True,
+            usage=usage,
+            output=output,
+            model_used=model_used,
+            warnings=tuple(warnings),
+            atoms=tuple(atoms),
+        )
 
     @classmethod
     def failed(cls, error: RunError, *, usage: Usage, output: str | None, model_used: str | None) -> "Ending":
-        """The provider failed: the user pays the tokens it reported, which are often none."""
+        """The provider failed or refused: the user pays the tokens it reported, which are often none."""
         return cls(
             outcome=Outcome.FAILED, is_billable=True, usage=usage, output=output, model_used=model_used, error=error
         )
 
     @classmethod
     def crashed(cls, error: RunError) -> "Ending":
-        """We failed: nothing is charged."""
+        """We failed, or cannot do what was asked: nothing is charged."""
         return cls(outcome=Outcome.FAILED, is_billable=False, error=error)
 
     @classmethod
@@ -161,6 +212,8 @@ class NewRun:
     template_id: UUID | None = None
     background_event_id: UUID | None = None
     traceparent: str | None = None
+    priority: int = 0
+    is_approval_required: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,8 +252,25 @@ class Run:
     error: Mapping[str, Any] | None
     template_id: UUID | None
     background_event_id: UUID | None
+    warnings: Sequence[Mapping[str, Any]]
+    atoms: Sequence[str]
+    approval: str | None
+    is_bookmarked: bool
     attempt: int
     cancel_requested_at: datetime | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFilter:
+    """Which runs a list shows; None leaves a property open. `words` are looked for in task and output."""
+
+    status: str | None = None
+    agent_type: str | None = None
+    words: str | None = None
+    is_bookmarked: bool | None = None
+    approval: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None

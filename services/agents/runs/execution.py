@@ -7,24 +7,48 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar, assert_never
 
 import structlog
 
 from libs.common.database import Connection, Database, DatabaseUnavailable
 from libs.common.telemetry import span
-from services.agents.ports import ChooseModel, Mirror, ModelFailed, ModelOutput, TextDelta, UsageReport
-from services.agents.prompts import queries as prompt_queries
-from services.agents.prompts.domain import Ingredients, Prompt, TemplateNotFound, Vibe, assemble, count_tokens
+from services.agents.models.domain import ModelNotAvailable
+from services.agents.ports import (
+    ChooseModel,
+    Mirror,
+    ModelChosen,
+    ModelFailed,
+    ModelOutput,
+    ModelProvider,
+    ModelWish,
+    Round,
+    TextDelta,
+    ToolCall,
+    ToolSpec,
+    UsageReport,
+)
+from services.agents.prompts.domain import Prompt, TemplateNotFound, count_tokens, held_input_tokens
 from services.agents.runs import operations, queries
-from services.agents.runs.domain import Ending, RunError, RunEvent, StopReason, Usage
+from services.agents.runs.domain import Ending, OutputWarning, RunError, RunEvent, StopReason, Usage
+from services.agents.runs.ingredients import read_prompt
 from services.agents.runs.operations import StartedRun
+from services.agents.runs.orchestration import MAX_TOOL_ROUNDS, TOOLS, PlanInvalid, read_plan, repair_request
+from services.agents.runs.safety import check_output
+from services.agents.runs.tools import use_tool
 
 log = structlog.get_logger(__name__)
 
 FLUSH_INTERVAL_S: Final = 0.04
 FLUSH_CHARS: Final = 400
+LEAST_OUTPUT_TOKENS: Final = 32
+"""A further round of an orchestrator that could say less than this is not begun."""
+ORCHESTRATOR: Final = "orchestrator"
+TOOL_SPECS: Final = tuple(
+    ToolSpec(name=name, description=description, parameters=parameters)
+    for name, (description, parameters) in TOOLS.items()
+)
 
 T = TypeVar("T")
 
@@ -36,6 +60,7 @@ class Engine:
     database: Database
     mirror: Mirror
     choose_model: ChooseModel
+    first_token_limit_s: float
     idle_limit_s: float
     total_limit_s: float
 
@@ -57,8 +82,13 @@ class Execution:
         self._output: list[str] = []
         self._unsent: list[str] = []
         self._flushed_at = float("-inf")
+        self._is_held_back = started.run.agent_type == ORCHESTRATOR
         self._model_used: str | None = None
+        self._atoms: tuple[str, ...] = ()
+        self._calls: list[ToolCall] = []
+        self._warnings: list[OutputWarning] = []
         self._input_tokens = 0
+        self._spent = Usage()
         self._reported: Usage | None = None
 
     def stop(self, reason: StopReason) -> None:
@@ -78,63 +108,120 @@ class Execution:
     async def _attempt(self) -> Ending:
         deadline = time.monotonic() + self._engine.total_limit_s
         try:
-            prompt = await self._persist(self._read_prompt)
-            provider = self._engine.choose_model(self._run.model_requested)
+            prompt, tier = await self._persist(lambda conn: read_prompt(conn, self._run))
+            self._atoms = tuple(atom.key for atom in prompt.atoms)
+            provider = self._engine.choose_model(ModelWish(requested=self._run.model_requested, tier=tier))
             self._model_used = provider.name
-            self._input_tokens = prompt.input_tokens
-            outputs = provider.stream(prompt, max_output_tokens=self._run.max_output_tokens)
-            return await self._follow(outputs, deadline=deadline)
+            return await self._converse(provider, prompt, deadline=deadline)
         except TemplateNotFound as error:
-            return self._failed(RunError(code=error.code, detail=error.detail))
+            return self._failed(RunError(code=error.code, detail=error.detail), reported=None)
+        except ModelNotAvailable as error:
+            return Ending.crashed(RunError(code=error.code, detail=f"{error.detail} Nothing was charged."))
         except ModelFailed as failure:
-            return self._failed(failure.error)
+            return self._failed(failure.error, reported=failure.reported)
         except Stopped:
             raise
         except Exception:  # the edge of a run: a bug ends this run, visibly and at our cost, and no other
             log.exception("run_crashed", run_id=str(self.run_id))
             return Ending.crashed(RunError(code="agents.internal", detail="Something went wrong on our side."))
 
-    async def _read_prompt(self, conn: Connection) -> Prompt:
-        run = self._run
-        instructions: str | None = None
-        if run.template_id is not None:
-            template = await prompt_queries.find_template(conn, run.user_id, run.template_id)
-            if template is None:
-                raise TemplateNotFound("The template of this run does not exist any more.")
-            instructions = template.instructions
-        ingredients = Ingredients(
-            task=run.task,
-            agent_type=run.agent_type,
-            vibe=Vibe().overridden_by(run.vibe),
-            profile=run.profile,
-            context=run.context,
-            template_instructions=instructions,
-        )
-        return assemble(await prompt_queries.list_atoms(conn), ingredients)
+    async def _converse(self, provider: ModelProvider, prompt: Prompt, *, deadline: float) -> Ending:
+        """One round for most runs; an orchestrator may use tools, and has one chance to mend its plan.
 
-    async def _follow(self, outputs: AsyncGenerator[ModelOutput, None], *, deadline: float) -> Ending:
-        """Take what the model sends, piece by piece, until it ends or one of the limits or a stop comes first."""
+        All rounds together stay within the hold of the run: each is given what the ones before have left of it.
+        """
+        rounds: list[Round] = []
+        has_mended = False
+        while True:
+            affordable = self._affordable_output(prompt, rounds)
+            tools = TOOL_SPECS if self._is_held_back and len(rounds) < MAX_TOOL_ROUNDS else ()
+            self._input_tokens = _round_tokens(prompt, rounds)
+            outputs = provider.stream(prompt, max_output_tokens=affordable, tools=tools, rounds=rounds)
+            if (ending := await self._follow(outputs, deadline=deadline)) is not None:
+                return ending
+            following = await self._next_round(may_mend=not has_mended)
+            if following is None:
+                return self._succeeded()
+            rounds.append(following)
+            has_mended = has_mended or following.request is not None
+            self._close_round()
+            if self._affordable_output(prompt, rounds) < LEAST_OUTPUT_TOKENS:
+                self._warn("agents.budget_spent", "What the run could afford was used up before the plan was complete.")
+                self._output[:] = [following.text]
+                return self._succeeded()
+            self._output.clear()
+
+    async def _next_round(self, *, may_mend: bool) -> Round | None:
+        """What to say to the model next; None when its answer stands."""
+        if not self._is_held_back:
+            return None
+        text = self._text()
+        if self._calls:
+            return Round(text=text, calls=tuple(self._calls), results=await self._use_tools())
+        try:
+            self._output[:] = [read_plan(text)]
+        except PlanInvalid as error:
+            if may_mend:
+                return Round(text=text, request=repair_request(error.problems))
+            self._warn(
+                "agents.plan_invalid", "The answer is not the structured plan asked for; it is given as it came."
+            )
+        return None
+
+    async def _use_tools(self) -> dict[str, str]:
+        results: dict[str, str] = {}
+        for call in self._calls:
+
+            async def use(conn: Connection, call: ToolCall = call) -> str:
+                return await use_tool(conn, call.name, call.arguments, user_id=self._run.user_id)
+
+            results[call.id] = await self._persist(use)
+            await self._append(RunEvent(seq=self._seq + 1, type="run.tool", data={"name": call.name}))
+        return results
+
+    def _close_round(self) -> None:
+        self._spent = self._usage()
+        self._reported = None
+        self._calls.clear()
+        self._input_tokens = 0
+
+    def _affordable_output(self, prompt: Prompt, rounds: list[Round]) -> int:
+        run = self._run
+        held = held_input_tokens(run.task, run.context) + run.max_output_tokens
+        left = held - self._spent.input_tokens - self._spent.output_tokens - _round_tokens(prompt, rounds)
+        return min(run.max_output_tokens - self._spent.output_tokens, left) if rounds else run.max_output_tokens
+
+    def _warn(self, code: str, detail: str) -> None:
+        self._warnings.append(OutputWarning(code=code, detail=detail))
+
+    async def _follow(self, outputs: AsyncGenerator[ModelOutput, None], *, deadline: float) -> Ending | None:
+        """Take what the model sends, piece by piece, until it ends or one of the limits or a stop comes first.
+
+        Returns None when the model has said all it has to say in this round.
+        """
         async with contextlib.aclosing(outputs):
             pending = asyncio.create_task(_next(outputs))
             try:
                 heard_at = time.monotonic()
+                patience_s = self._engine.first_token_limit_s
                 while True:
-                    idle_until = heard_at + self._engine.idle_limit_s
-                    await self._wait(pending, until=min(deadline, idle_until))
+                    await self._wait(pending, until=min(deadline, heard_at + patience_s))
                     if self._stop.done():
                         return self._stopped(self._stop.result())
                     if pending.done():
                         output = pending.result()
                         if output is None:
-                            return self._succeeded()
+                            return None
                         self._take(output)
                         heard_at = time.monotonic()
+                        if isinstance(output, TextDelta):
+                            patience_s = self._engine.idle_limit_s
                         pending = asyncio.create_task(_next(outputs))
                     now = time.monotonic()
                     if now >= deadline:
                         return self._timed_out(f"The run took longer than {self._engine.total_limit_s:g} seconds.")
-                    if now >= heard_at + self._engine.idle_limit_s:
-                        return self._timed_out(f"The model was silent for {self._engine.idle_limit_s:g} seconds.")
+                    if now >= heard_at + patience_s:
+                        return self._timed_out(f"The model was silent for {patience_s:g} seconds.")
                     if self._is_flush_due(now):
                         await self._flush()
             finally:
@@ -154,9 +241,14 @@ class Execution:
             case TextDelta(text=text):
                 if text := _storable(text):
                     self._output.append(text)
-                    self._unsent.append(text)
+                    if not self._is_held_back:
+                        self._unsent.append(text)
             case UsageReport(usage=usage):
                 self._reported = usage
+            case ModelChosen(name=name):
+                self._model_used = name
+            case ToolCall():
+                self._calls.append(output)
             case _:
                 assert_never(output)
 
@@ -167,16 +259,17 @@ class Execution:
         return now - self._flushed_at >= FLUSH_INTERVAL_S or sum(map(len, self._unsent)) >= FLUSH_CHARS
 
     async def _flush(self) -> None:
-        event = RunEvent(seq=self._seq + 1, type="run.delta", data={"text": "".join(self._unsent)})
+        await self._append(RunEvent(seq=self._seq + 1, type="run.delta", data={"text": "".join(self._unsent)}))
+        self._unsent.clear()
+        self._flushed_at = time.monotonic()
 
+    async def _append(self, event: RunEvent) -> None:
         async def append(conn: Connection) -> bool:
             return await queries.append_events(conn, self.run_id, [event], lease_token=self.lease_token)
 
         if not await self._persist(append):
             raise Stopped
         self._seq = event.seq
-        self._unsent.clear()
-        self._flushed_at = time.monotonic()
         self._engine.mirror.offer(self.run_id, [event])
 
     async def _finish(self, ending: Ending) -> None:
@@ -217,10 +310,19 @@ class Execution:
                 assert_never(reason)
 
     def _succeeded(self) -> Ending:
-        return Ending.succeeded(output=self._text(), usage=self._usage(), model_used=self._model_used or "none")
+        text = self._text()
+        if self._is_held_back:
+            self._unsent[:] = [text] if text else []
+        return Ending.succeeded(
+            output=text,
+            usage=self._usage(),
+            model_used=self._model_used or "none",
+            warnings=(*self._warnings, *check_output(text)),
+            atoms=self._atoms,
+        )
 
-    def _failed(self, error: RunError) -> Ending:
-        usage = self._reported or Usage()
+    def _failed(self, error: RunError, *, reported: Usage | None) -> Ending:
+        usage = self._spent.plus(reported or self._reported or Usage())
         return Ending.failed(error, usage=usage, output=self._text() or None, model_used=self._model_used)
 
     def _timed_out(self, detail: str) -> Ending:
@@ -233,12 +335,18 @@ class Execution:
     def _usage(self) -> Usage:
         """What the provider reported, or what we count where it has not come to that, within what was held."""
         if self._reported is not None:
-            return self._reported
-        return Usage(
-            input_tokens=self._input_tokens,
-            output_tokens=min(count_tokens(self._text()), self._run.max_output_tokens),
-            is_estimated=True,
-        )
+            return self._spent.plus(self._reported)
+        if not self._input_tokens:
+            return self._spent
+        counted = Usage(input_tokens=self._input_tokens, output_tokens=count_tokens(self._text()), is_estimated=True)
+        total = self._spent.plus(counted)
+        return replace(total, output_tokens=min(total.output_tokens, self._run.max_output_tokens))
+
+
+def _round_tokens(prompt: Prompt, rounds: list[Round]) -> int:
+    """What a call is sent: the prompt and all rounds so far, by our own count."""
+    said = [text for it in rounds for text in (it.text, it.request or "", *it.results.values())]
+    return prompt.input_tokens + sum(map(count_tokens, said))
 
 
 def _storable(text: str) -> str:

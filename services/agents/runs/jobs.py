@@ -7,7 +7,7 @@ from typing import Final
 import structlog
 
 from libs.common.database import Database, DatabaseUnavailable
-from services.agents.runs import lease_queries, operations
+from services.agents.runs import lease_queries, operations, queries
 from services.agents.runs.domain import StopReason
 from services.agents.runs.execution import Engine, Execution
 from services.agents.runs.lease_queries import Caps
@@ -18,6 +18,9 @@ POLL_INTERVAL_S: Final = 0.25
 WATCH_INTERVAL_S: Final = 0.5
 """How often the worker asks whether one of its runs is to be cancelled: the promise to the user is one second."""
 LOST_RUNS_BATCH: Final = 100
+SWEEP_BATCH: Final = 2_000
+SWEEP_INTERVAL_S: Final = 3_600
+SWEEP_PAUSE_S: Final = 0.1
 
 
 class RunWorker:
@@ -155,3 +158,24 @@ class RunWorker:
             finished = await operations.finish_lost_runs(conn, limit=LOST_RUNS_BATCH)
         for run_id, events in finished:
             self._engine.mirror.offer(run_id, events)
+
+
+class EventSweeper:
+    """Forgets the streams of runs that ended `keep_days` ago, an hour apart, in small transactions."""
+
+    def __init__(self, *, database: Database, keep_days: int) -> None:
+        self._database = database
+        self._keep_days = keep_days
+
+    async def run(self) -> None:
+        while True:
+            try:
+                swept = await self.sweep_once()
+            except DatabaseUnavailable as error:
+                log.warning("sweep_paused", error=error.detail)
+                swept = 0
+            await asyncio.sleep(SWEEP_INTERVAL_S if swept < SWEEP_BATCH else SWEEP_PAUSE_S)
+
+    async def sweep_once(self) -> int:
+        async with self._database.transaction() as conn:
+            return await queries.delete_old_events(conn, keep_days=self._keep_days, limit=SWEEP_BATCH)

@@ -10,8 +10,17 @@ from libs.common.events.agents import RunFinished, RunStarted
 from libs.common.telemetry import span
 from services.agents.prompts import queries as prompt_queries
 from services.agents.prompts.domain import Vibe
-from services.agents.runs import lease_queries, queries
-from services.agents.runs.domain import Ending, LeasedRun, NewRun, RunError, RunEvent, RunStatus
+from services.agents.runs import feedback_queries, lease_queries, queries
+from services.agents.runs.domain import (
+    Ending,
+    LeasedRun,
+    NewRun,
+    NotAwaitingApproval,
+    RunError,
+    RunEvent,
+    RunNotFinished,
+    RunStatus,
+)
 from services.agents.runs.lease_queries import Caps
 from services.agents.users import queries as user_queries
 
@@ -111,6 +120,32 @@ async def cancel_run(conn: Connection, run_id: UUID) -> list[RunEvent]:
         return await finish_run(conn, run_id, Ending.cancelled(), lease_token=None) or []
     await queries.mark_cancel_requested(conn, run_id)
     return []
+
+
+async def give_feedback(conn: Connection, run_id: UUID, *, verdict: str, detail: str | None) -> None:
+    """Record the verdict and move its atoms' success rates; a former verdict on the run is taken back first.
+
+    Raises RunNotFinished while there is nothing to judge.
+    """
+    atoms = await feedback_queries.lock_atoms_of(conn, run_id)
+    if (await queries.get_run(conn, run_id)).finished_at is None:
+        raise RunNotFinished
+    former = await feedback_queries.find_feedback(conn, run_id)
+    await feedback_queries.upsert_feedback(conn, run_id, verdict=verdict, detail=detail)
+    was_approved = former is not None and former[0] == "approved"
+    was_rejected = former is not None and former[0] != "approved"
+    approvals = int(verdict == "approved") - int(was_approved)
+    rejections = int(verdict != "approved") - int(was_rejected)
+    if atoms and (approvals or rejections):
+        await feedback_queries.move_rates(conn, atoms, approvals=approvals, rejections=rejections)
+
+
+async def decide_run(conn: Connection, run_id: UUID, *, decision: str) -> None:
+    """Approve or reject what waits for approval. Saying the same again changes nothing; the opposite is a conflict."""
+    if await queries.mark_decided(conn, run_id, decision):
+        return
+    if (await queries.get_run(conn, run_id)).approval != decision:
+        raise NotAwaitingApproval
 
 
 async def finish_lost_runs(conn: Connection, *, limit: int) -> list[tuple[UUID, list[RunEvent]]]:

@@ -12,6 +12,7 @@ from services.agents.runs.domain import (
     NewRun,
     Run,
     RunEvent,
+    RunFilter,
     RunNotFound,
     RunStatus,
 )
@@ -23,9 +24,9 @@ async def insert_run(conn: Connection, run: NewRun) -> bool:
         """
         INSERT INTO public.agent_runs (
             id, user_id, agent_type, task, model_requested, vibe, context, profile, template_id,
-            background_event_id, max_output_tokens, traceparent
+            background_event_id, max_output_tokens, traceparent, priority, approval
         )
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
         -- ON CONFLICT closes the race of two events that ask for the same run: the later one finds it there.
         ON CONFLICT (id) DO NOTHING
         RETURNING id
@@ -42,6 +43,8 @@ async def insert_run(conn: Connection, run: NewRun) -> bool:
         run.background_event_id,
         run.max_output_tokens,
         run.traceparent,
+        run.priority,
+        "pending" if run.is_approval_required else None,
     )
     return inserted is not None
 
@@ -50,8 +53,8 @@ async def find_run(conn: Connection, run_id: UUID) -> Run | None:
     row = await conn.fetchrow(
         """
         SELECT id, status, agent_type, task, model_requested, model_used, output, input_tokens, output_tokens,
-            cost_micro_usd, error, template_id, background_event_id, attempt, cancel_requested_at, created_at,
-            started_at, finished_at
+            cost_micro_usd, error, template_id, background_event_id, warnings, atoms, approval, is_bookmarked,
+            attempt, cancel_requested_at, created_at, started_at, finished_at
         FROM public.agent_runs WHERE id = $1
         """,
         run_id,
@@ -67,23 +70,91 @@ async def get_run(conn: Connection, run_id: UUID) -> Run:
     return run
 
 
-async def list_runs(conn: Connection, *, user_id: str, before: tuple[datetime, UUID] | None, limit: int) -> list[Run]:
+async def find_owner(conn: Connection, run_id: UUID) -> str | None:
+    return await conn.fetchval("SELECT user_id FROM public.agent_runs WHERE id = $1", run_id)
+
+
+async def list_runs(
+    conn: Connection, *, user_id: str, wanted: RunFilter, before: tuple[datetime, UUID] | None, limit: int
+) -> list[Run]:
     """A user's own runs, newest first, starting behind `before`. An admin's policy shows more; a list does not."""
     rows = await conn.fetch(
         """
         SELECT id, status, agent_type, task, model_requested, model_used, output, input_tokens, output_tokens,
-            cost_micro_usd, error, template_id, background_event_id, attempt, cancel_requested_at, created_at,
-            started_at, finished_at
+            cost_micro_usd, error, template_id, background_event_id, warnings, atoms, approval, is_bookmarked,
+            attempt, cancel_requested_at, created_at, started_at, finished_at
         FROM public.agent_runs
         WHERE user_id = $1 AND ($2::timestamptz IS NULL OR (created_at, id) < ($2, $3::uuid))
+          AND ($5::text IS NULL OR status = $5)
+          AND ($6::text IS NULL OR agent_type = $6)
+          AND ($7::text IS NULL OR strpos(lower(task), lower($7)) > 0 OR strpos(lower(output), lower($7)) > 0)
+          AND ($8::boolean IS NULL OR is_bookmarked = $8)
+          AND ($9::text IS NULL OR approval = $9)
+          AND ($10::timestamptz IS NULL OR created_at >= $10)
+          AND ($11::timestamptz IS NULL OR created_at < $11)
         ORDER BY created_at DESC, id DESC
         LIMIT $4
         """,
         user_id,
         *(before or (None, None)),
         limit,
+        wanted.status,
+        wanted.agent_type,
+        wanted.words,
+        wanted.is_bookmarked,
+        wanted.approval,
+        wanted.since,
+        wanted.until,
     )
     return [_run(row) for row in rows]
+
+
+async def usage_this_month(conn: Connection, *, user_id: str) -> dict[str, int]:
+    """What the user's runs of this calendar month in UTC used, as agents knows it."""
+    row = await conn.fetchrow(
+        """
+        SELECT count(*) AS runs, coalesce(sum(input_tokens + output_tokens), 0)::bigint AS tokens
+        FROM public.agent_runs
+        WHERE user_id = $1 AND is_billable
+          AND finished_at >= date_trunc('month', now() AT TIME ZONE 'utc') AT TIME ZONE 'utc'
+        """,
+        user_id,
+    )
+    return {"runs": row["runs"], "tokens": row["tokens"]} if row else {"runs": 0, "tokens": 0}
+
+
+async def mark_bookmarked(conn: Connection, run_id: UUID, *, is_bookmarked: bool) -> None:
+    await conn.execute("UPDATE public.agent_runs SET is_bookmarked = $2 WHERE id = $1", run_id, is_bookmarked)
+
+
+async def mark_decided(conn: Connection, run_id: UUID, decision: str) -> bool:
+    """Decide on a result that waits for approval; False if it does not wait (any more)."""
+    decided = await conn.fetchval(
+        "UPDATE public.agent_runs SET approval = $2 WHERE id = $1 AND approval = 'pending' RETURNING true",
+        run_id,
+        decision,
+    )
+    return decided is not None
+
+
+async def delete_old_events(conn: Connection, *, keep_days: int, limit: int) -> int:
+    """Forget streams of runs that ended long ago, except their ends: a stream always has one. Return how many rows."""
+    deleted = await conn.fetch(
+        """
+        DELETE FROM agents.run_events e USING (
+            SELECT o.run_id, o.seq FROM agents.run_events o JOIN public.agent_runs r ON r.id = o.run_id
+            WHERE o.created_at < now() - make_interval(days => $1) AND r.finished_at < now() - make_interval(days => $1)
+              AND o.type <> ALL($2)
+            LIMIT $3
+        ) old
+        WHERE e.run_id = old.run_id AND e.seq = old.seq
+        RETURNING 1
+        """,
+        keep_days,
+        list(TERMINAL_EVENT_TYPES),
+        limit,
+    )
+    return len(deleted)
 
 
 def _run(row: Record) -> Run:
@@ -124,7 +195,7 @@ async def mark_finished(conn: Connection, run_id: UUID, ending: Ending, *, lease
         UPDATE public.agent_runs
         SET status = $3, finished_at = now(), is_billable = $4, output = coalesce($5, output),
             model_used = coalesce($6, model_used), input_tokens = $7, output_tokens = $8, cost_micro_usd = $9,
-            error = $10, lease_expires_at = NULL, leased_by = NULL,
+            error = $10, warnings = $11, atoms = $12, lease_expires_at = NULL, leased_by = NULL,
             cancel_requested_at = CASE WHEN $3 = 'cancelled' THEN coalesce(cancel_requested_at, now())
                                        ELSE cancel_requested_at END
         WHERE id = $1
@@ -141,6 +212,8 @@ async def mark_finished(conn: Connection, run_id: UUID, ending: Ending, *, lease
         ending.usage.output_tokens,
         ending.usage.cost_micro_usd,
         ending.error.as_dict() if ending.error else None,
+        [warning.as_dict() for warning in ending.warnings],
+        list(ending.atoms),
     )
 
 

@@ -38,7 +38,9 @@ class AdminRoutes:
         router = APIRouter(prefix="/v1/admin", tags=["admin"])
         router.add_api_route("/maintenance", self.close, methods=["PUT"])
         router.add_api_route("/maintenance", self.open, methods=["DELETE"])
-        router.add_api_route("/users/{user_id}/usage/reset", self.reset_usage, methods=["POST"], response_model=None)
+        router.add_api_route(
+            "/users/{user_id}/usage/reset", self.reset_usage, methods=["POST"], status_code=204, response_model=None
+        )
         router.add_api_route("/erasures/{user_id}", self.erasure, methods=["GET"])
         return router
 

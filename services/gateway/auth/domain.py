@@ -36,6 +36,10 @@ def validation_failed(message: str) -> AuthError:
     return AuthError(400, "validation_failed", message)
 
 
+def email_exists() -> AuthError:
+    return AuthError(422, "email_exists", "A user with this email address has already been registered")
+
+
 def normalise_email(email: str) -> str:
     """Lower-case and check an address; raises AuthError. Accounts are found case-insensitively by the result."""
     address = email.strip().lower()
@@ -76,7 +80,19 @@ class User:
     is_anonymous: bool
     created_at: datetime
     updated_at: datetime
+    phone: str | None = None
+    phone_confirmed_at: datetime | None = None
+    email_change: str | None = None
+    email_change_sent_at: datetime | None = None
+    email_change_confirms_left: int = 0
+    reauthentication_sent_at: datetime | None = None
+    deleted_at: datetime | None = None
     identities: tuple[Mapping[str, Any], ...] = ()
+    factors: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def is_confirmed(self) -> bool:
+        return self.email_confirmed_at is not None or self.phone_confirmed_at is not None
 
     def is_banned(self, now: datetime) -> bool:
         return self.banned_until is not None and self.banned_until > now
@@ -85,19 +101,25 @@ class User:
         """The contract's User object: times that are not set are left out, texts that are not set are empty."""
         times = {
             "email_confirmed_at": self.email_confirmed_at,
-            "confirmed_at": self.email_confirmed_at,
+            "phone_confirmed_at": self.phone_confirmed_at,
+            "confirmed_at": self.email_confirmed_at or self.phone_confirmed_at,
             "last_sign_in_at": self.last_sign_in_at,
             "confirmation_sent_at": self.confirmation_sent_at,
             "invited_at": self.invited_at,
             "recovery_sent_at": self.recovery_sent_at,
+            "email_change_sent_at": self.email_change_sent_at,
+            "reauthentication_sent_at": self.reauthentication_sent_at,
             "banned_until": self.banned_until,
+            "deleted_at": self.deleted_at,
         }
+        optional = {"new_email": self.email_change, "factors": [dict(factor) for factor in self.factors]}
         return {
             "id": str(self.id),
             "aud": "authenticated",
             "role": "authenticated",
             "email": self.email or "",
-            "phone": "",
+            "phone": self.phone or "",
+            **{name: value for name, value in optional.items() if value},
             **{name: iso_micros(at) for name, at in times.items() if at is not None},
             "app_metadata": dict(self.app_metadata),
             "user_metadata": dict(self.user_metadata),

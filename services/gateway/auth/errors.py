@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from libs.common.errors import LimitExceeded, Unauthenticated, Unavailable, VentureError
+from libs.common.errors import LimitExceeded, TooLarge, Unauthenticated, Unavailable, VentureError
 from services.gateway.auth.domain import AuthError
 
 API_VERSION: Final = "2024-01-01"
@@ -28,17 +28,24 @@ def render(error: AuthError, *, api_version: str | None) -> Response:
 
 def translate(error: Exception) -> AuthError:
     """The product's meanings in this contract's codes. A refusal never becomes a 5xx: clients would retry it."""
-    if isinstance(error, AuthError):
-        return error
-    if isinstance(error, LimitExceeded):
-        return AuthError(429, "over_request_rate_limit", "Request rate limit reached")
-    if isinstance(error, Unavailable):
-        return AuthError(503, "unexpected_failure", "The service is temporarily unavailable, please try again")
-    if isinstance(error, Unauthenticated):
-        return AuthError(403, "bad_jwt", f"invalid JWT: {error.detail}")
-    if isinstance(error, VentureError):
-        return AuthError(error.status, "validation_failed", error.detail)
-    return AuthError(500, "unexpected_failure", "Unexpected failure, please check server logs for more information")
+    match error:
+        case AuthError():
+            refusal = error
+        case LimitExceeded():
+            refusal = AuthError(429, "over_request_rate_limit", "Request rate limit reached")
+        case Unavailable():
+            refusal = AuthError(503, "unexpected_failure", "The service is temporarily unavailable, please try again")
+        case Unauthenticated():
+            refusal = AuthError(403, "bad_jwt", f"invalid JWT: {error.detail}")
+        case TooLarge():
+            refusal = AuthError(413, "request_entity_too_large", "Request body too large")
+        case VentureError():
+            refusal = AuthError(error.status, "validation_failed", error.detail)
+        case _:
+            refusal = AuthError(
+                500, "unexpected_failure", "Unexpected failure, please check server logs for more information"
+            )
+    return refusal
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -35,9 +35,10 @@ async def create_user(
     is_confirmed: bool,
     user_metadata: Mapping[str, Any],
     app_metadata: Mapping[str, Any] | None = None,
+    user_id: UUID | None = None,
 ) -> User:
     """Create an account with its e-mail identity; raises AuthError email_exists. The profile comes by trigger."""
-    user_id = new_id()
+    user_id = user_id or new_id()
     # The caller's app metadata never decides the provider, and a user's own metadata never decides anything.
     metadata = {**(app_metadata or {}), "provider": "email", "providers": ["email"]}
     if is_confirmed:
@@ -53,6 +54,22 @@ async def create_user(
     )
     await queries.insert_email_identity(
         conn, user_id=user_id, email=email, is_confirmed=is_confirmed, user_metadata=user_metadata
+    )
+    return await get_user(conn, user_id)
+
+
+async def create_anonymous(conn: Connection, *, user_metadata: Mapping[str, Any]) -> User:
+    """An account of nobody in particular: no address, no identity, until it is given one."""
+    user_id = new_id()
+    await queries.insert_user(
+        conn,
+        user_id=user_id,
+        email=None,
+        password_hash=None,
+        is_confirmed=False,
+        user_metadata=user_metadata,
+        app_metadata={},
+        is_anonymous=True,
     )
     return await get_user(conn, user_id)
 

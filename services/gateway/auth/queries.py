@@ -9,7 +9,7 @@ import asyncpg
 
 from libs.common.database import Connection, Record
 from libs.common.ids import new_id
-from services.gateway.auth.domain import AuthError, Session, User
+from services.gateway.auth.domain import AuthError, Session, User, email_exists
 
 
 async def insert_user(
@@ -40,7 +40,7 @@ async def insert_user(
             is_anonymous,
         )
     except asyncpg.UniqueViolationError:
-        raise AuthError(422, "email_exists", "A user with this email address has already been registered") from None
+        raise email_exists() from None
 
 
 async def insert_email_identity(
@@ -66,9 +66,10 @@ async def insert_email_identity(
 async def find_user(conn: Connection, user_id: UUID) -> User | None:
     row = await conn.fetchrow(
         """
-        SELECT u.id, u.email, u.email_confirmed_at, u.last_sign_in_at, u.confirmation_sent_at, u.invited_at,
-               u.recovery_sent_at, u.banned_until, u.raw_app_meta_data, u.raw_user_meta_data, u.is_anonymous,
-               u.created_at, u.updated_at,
+        SELECT u.id, u.email, u.phone, u.email_confirmed_at, u.phone_confirmed_at, u.last_sign_in_at,
+               u.confirmation_sent_at, u.invited_at, u.recovery_sent_at, u.email_change, u.email_change_sent_at,
+               u.email_change_confirms_left, u.reauthentication_sent_at, u.banned_until, u.deleted_at,
+               u.raw_app_meta_data, u.raw_user_meta_data, u.is_anonymous, u.created_at, u.updated_at,
                coalesce(
                    (SELECT jsonb_agg(jsonb_build_object(
                         'identity_id', i.id, 'id', i.provider_id, 'user_id', i.user_id,
@@ -77,13 +78,25 @@ async def find_user(conn: Connection, user_id: UUID) -> User | None:
                         'updated_at', i.updated_at, 'email', i.identity_data ->> 'email') ORDER BY i.created_at)
                     FROM auth.identities i WHERE i.user_id = u.id),
                    '[]'
-               ) AS identities
+               ) AS identities,
+               coalesce(
+                   (SELECT jsonb_agg(jsonb_build_object(
+                        'id', f.id, 'friendly_name', f.friendly_name, 'factor_type', f.factor_type,
+                        'status', f.status, 'created_at', f.created_at, 'updated_at', f.updated_at)
+                        ORDER BY f.created_at)
+                    FROM auth.mfa_factors f WHERE f.user_id = u.id),
+                   '[]'
+               ) AS factors
         FROM auth.users u
         WHERE u.id = $1 AND u.deleted_at IS NULL
         """,
         user_id,
     )
     return _user(row) if row is not None else None
+
+
+async def find_user_id(conn: Connection, email: str) -> UUID | None:
+    return await conn.fetchval("SELECT id FROM auth.users WHERE email = $1 AND deleted_at IS NULL", email)
 
 
 async def find_credentials(conn: Connection, email: str) -> tuple[UUID, str | None] | None:
@@ -160,32 +173,194 @@ async def session_exists(conn: Connection, session_id: UUID) -> bool:
 
 
 async def update_user(
-    conn: Connection, *, user_id: UUID, password_hash: str | None, user_metadata: Mapping[str, Any]
+    conn: Connection,
+    *,
+    user_id: UUID,
+    password_hash: str | None = None,
+    user_metadata: Mapping[str, Any],
+    app_metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Merge metadata at the top level (null deletes a key); set a new password hash if there is one."""
     await conn.execute(
         """
         UPDATE auth.users
         SET encrypted_password = coalesce($2, encrypted_password),
-            raw_user_meta_data = jsonb_strip_nulls(raw_user_meta_data || $3),
+            raw_user_meta_data = (raw_user_meta_data || $3) - $4::text[],
+            raw_app_meta_data = (raw_app_meta_data || $5) - $6::text[],
             updated_at = now()
         WHERE id = $1
         """,
         user_id,
         password_hash,
-        dict(user_metadata),
+        *_merge(user_metadata),
+        *_merge(app_metadata or {}),
     )
+
+
+def _merge(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What to add, and which keys to delete: null deletes at the top level alone."""
+    return (
+        {key: value for key, value in metadata.items() if value is not None},
+        [key for key, value in metadata.items() if value is None],
+    )
+
+
+async def mark_email_confirmed(conn: Connection, user_id: UUID) -> None:
+    """The address is the user's: on the account, in its metadata and on its identity."""
+    await conn.execute(
+        """
+        UPDATE auth.users
+        SET email_confirmed_at = coalesce(email_confirmed_at, now()), is_anonymous = false,
+            raw_user_meta_data = raw_user_meta_data || '{"email_verified": true}', updated_at = now()
+        WHERE id = $1
+        """,
+        user_id,
+    )
+    await conn.execute(
+        """
+        UPDATE auth.identities
+        SET identity_data = identity_data || '{"email_verified": true}', updated_at = now()
+        WHERE user_id = $1 AND provider = 'email'
+        """,
+        user_id,
+    )
+
+
+async def set_email(conn: Connection, *, user_id: UUID, email: str) -> None:
+    """Give the account another address; raises AuthError email_exists. Its identity follows, or is made."""
+    try:
+        async with conn.savepoint():
+            await conn.execute(
+                """
+                UPDATE auth.users
+                SET email = $2, email_change = NULL, email_change_confirms_left = 0, is_anonymous = false,
+                    raw_app_meta_data = raw_app_meta_data || '{"provider": "email", "providers": ["email"]}',
+                    updated_at = now()
+                WHERE id = $1
+                """,
+                user_id,
+                email,
+            )
+    except asyncpg.UniqueViolationError:
+        raise email_exists() from None
+    await conn.execute(
+        """
+        INSERT INTO auth.identities (id, user_id, provider, provider_id, identity_data, last_sign_in_at)
+        VALUES ($1, $2, 'email', $2::uuid::text,
+                jsonb_build_object('sub', $2::uuid::text, 'email', $3::text, 'email_verified', false,
+                                   'phone_verified', false), now())
+        ON CONFLICT (provider, provider_id) DO UPDATE  -- most have one: an anonymous user has none until now
+        SET identity_data = identities.identity_data || jsonb_build_object('email', $3::text), updated_at = now()
+        """,
+        new_id(),
+        user_id,
+        email,
+    )
+
+
+async def mark_email_change(conn: Connection, *, user_id: UUID, email: str, confirms: int) -> None:
+    await conn.execute(
+        """
+        UPDATE auth.users
+        SET email_change = $2, email_change_confirms_left = $3, email_change_sent_at = now(), updated_at = now()
+        WHERE id = $1
+        """,
+        user_id,
+        email,
+        confirms,
+    )
+
+
+async def confirm_email_change(conn: Connection, user_id: UUID) -> tuple[str, int] | None:
+    """Count one confirmation; return the new address and how many are still missing, None if no change is pending."""
+    row = await conn.fetchrow(
+        """
+        UPDATE auth.users SET email_change_confirms_left = email_change_confirms_left - 1
+        WHERE id = $1 AND email_change IS NOT NULL AND email_change_confirms_left > 0
+        RETURNING email_change, email_change_confirms_left
+        """,
+        user_id,
+    )
+    return (row["email_change"], row["email_change_confirms_left"]) if row is not None else None
+
+
+async def mark_mailed(conn: Connection, *, user_id: UUID, kind: str) -> None:
+    await conn.execute(
+        """
+        UPDATE auth.users
+        SET confirmation_sent_at = CASE WHEN $2 IN ('confirmation', 'invite') THEN now() ELSE confirmation_sent_at END,
+            invited_at = CASE WHEN $2 = 'invite' THEN now() ELSE invited_at END,
+            recovery_sent_at = CASE WHEN $2 = 'recovery' THEN now() ELSE recovery_sent_at END,
+            reauthentication_sent_at =
+                CASE WHEN $2 = 'reauthentication' THEN now() ELSE reauthentication_sent_at END
+        WHERE id = $1
+        """,
+        user_id,
+        kind,
+    )
+
+
+async def clear_password(conn: Connection, user_id: UUID) -> None:
+    await conn.execute("UPDATE auth.users SET encrypted_password = NULL WHERE id = $1", user_id)
+
+
+async def set_ban(conn: Connection, *, user_id: UUID, duration_s: float | None) -> None:
+    """Ban for so long from now; None lifts it."""
+    await conn.execute(
+        "UPDATE auth.users SET banned_until = now() + make_interval(secs => $2), updated_at = now() WHERE id = $1",
+        user_id,
+        duration_s,
+    )
+
+
+async def set_phone(conn: Connection, *, user_id: UUID, phone: str, is_confirmed: bool) -> None:
+    try:
+        await conn.execute(
+            """
+            UPDATE auth.users
+            SET phone = $2, phone_confirmed_at = CASE WHEN $3 THEN now() ELSE phone_confirmed_at END WHERE id = $1
+            """,
+            user_id,
+            phone,
+            is_confirmed,
+        )
+    except asyncpg.UniqueViolationError:
+        raise AuthError(422, "phone_exists", "A user with this phone number has already been registered") from None
+
+
+async def soft_delete_user(conn: Connection, user_id: UUID) -> None:
+    """Keep the row, forget the person: the address becomes free, sessions, codes and identities go."""
+    await conn.execute(
+        """
+        UPDATE auth.users
+        SET deleted_at = now(), email = encode(sha256(coalesce(email, '')::bytea || id::text::bytea), 'hex'),
+            phone = NULL, email_change = NULL, encrypted_password = NULL,
+            raw_user_meta_data = '{}', raw_app_meta_data = '{}', updated_at = now()
+        WHERE id = $1
+        """,
+        user_id,
+    )
+    await conn.execute("DELETE FROM auth.identities WHERE user_id = $1", user_id)
+    await conn.execute("DELETE FROM auth.sessions WHERE user_id = $1", user_id)
+    await conn.execute("DELETE FROM auth.one_time_tokens WHERE user_id = $1", user_id)
+    await conn.execute("DELETE FROM auth.mfa_factors WHERE user_id = $1", user_id)
 
 
 async def delete_user(conn: Connection, user_id: UUID) -> bool:
     return bool(await conn.execute("DELETE FROM auth.users WHERE id = $1", user_id))
 
 
-async def list_users(conn: Connection, *, limit: int, offset: int) -> tuple[list[UUID], int]:
-    """Ids newest first, and how many there are in all."""
-    total = await conn.fetchval("SELECT count(*) FROM auth.users WHERE deleted_at IS NULL")
+async def list_users(conn: Connection, *, search: str, limit: int, offset: int) -> tuple[list[UUID], int]:
+    """Ids newest first of those whose address contains `search`, and how many there are in all."""
+    total = await conn.fetchval(
+        "SELECT count(*) FROM auth.users WHERE deleted_at IS NULL AND ($1 = '' OR position($1 IN email) > 0)", search
+    )
     rows = await conn.fetch(
-        "SELECT id FROM auth.users WHERE deleted_at IS NULL ORDER BY created_at DESC, id LIMIT $1 OFFSET $2",
+        """
+        SELECT id FROM auth.users WHERE deleted_at IS NULL AND ($1 = '' OR position($1 IN email) > 0)
+        ORDER BY created_at DESC, id DESC LIMIT $2 OFFSET $3
+        """,
+        search,
         limit,
         offset,
     )
@@ -199,21 +374,13 @@ def _required(row: Record | None) -> Record:
 
 
 def _user(row: Record) -> User:
+    values = dict(row)
     return User(
-        id=row["id"],
-        email=row["email"],
-        email_confirmed_at=row["email_confirmed_at"],
-        last_sign_in_at=row["last_sign_in_at"],
-        confirmation_sent_at=row["confirmation_sent_at"],
-        invited_at=row["invited_at"],
-        recovery_sent_at=row["recovery_sent_at"],
-        banned_until=row["banned_until"],
-        app_metadata=row["raw_app_meta_data"],
-        user_metadata=row["raw_user_meta_data"],
-        is_anonymous=row["is_anonymous"],
-        created_at=row["created_at"],
-        updated_at=row["updated_at"],
-        identities=tuple(row["identities"]),
+        app_metadata=values.pop("raw_app_meta_data"),
+        user_metadata=values.pop("raw_user_meta_data"),
+        identities=tuple(values.pop("identities")),
+        factors=tuple(values.pop("factors")),
+        **values,
     )
 
 

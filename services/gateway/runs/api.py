@@ -1,6 +1,5 @@
 """HTTP of runs: accept under a hold, read, wait, stream."""
 
-import hashlib
 import re
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -14,16 +13,17 @@ from libs.common.database import Database
 from libs.common.errors import Invalid, Unavailable
 from services.gateway import sse
 from services.gateway.domain import Identity
+from services.gateway.idempotency import operations as keys
+from services.gateway.idempotency import queries as key_queries
+from services.gateway.idempotency.operations import Claim
 from services.gateway.runs import operations, queries
 from services.gateway.runs.domain import RunInput, RunNotFound, not_started_yet, token_bound
-from services.gateway.runs.operations import Claim
 from services.gateway.runs.streams import RunStreams
 from services.gateway.sessions import CurrentIdentity
 from services.gateway.upstreams import Upstream, UpstreamUnavailable, pass_back
 
 MAX_WAIT_S: Final = 60
 _WAIT: Final = re.compile(r"(?:^|[,;\s])wait=(\d{1,4})")
-_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 IdempotencyKey = Annotated[str | None, Header()]
 
@@ -74,12 +74,11 @@ class RunRoutes:
 
     async def _claim(self, request: Request, identity: Identity, key: str | None) -> Claim:
         if key is None:
-            return operations.unclaimed()
-        if not _KEY.fullmatch(key):
-            raise Invalid("Idempotency-Key must be 1 to 255 visible ASCII characters.")
-        request_hash = hashlib.sha256(b"POST /v1/runs\n" + await request.body()).digest()
+            return keys.unclaimed()
+        keys.check_key(key)
+        request_hash = keys.hash_request("POST", "/v1/runs", await request.body())
         async with self._database.transaction() as conn:
-            return await operations.claim_key(conn, user_id=identity.user_id, key=key, request_hash=request_hash)
+            return await keys.claim_key(conn, user_id=identity.user_id, key=key, request_hash=request_hash)
 
     async def _hold(self, identity: Identity, run_id: UUID, body: RunInput) -> Response | None:
         """Ask metering for the hold; None if it was granted, else the refusal to pass on."""
@@ -100,7 +99,7 @@ class RunRoutes:
         if key is None:
             return
         async with self._database.transaction() as conn:
-            await queries.give_back_key(conn, user_id=identity.user_id, key=key)
+            await key_queries.give_back_key(conn, user_id=identity.user_id, key=key)
 
     async def _answer(self, identity: Identity, run_id: UUID, answer: bytes, prefer: str) -> Response:
         wait = _WAIT.search(prefer.lower())

@@ -33,12 +33,10 @@ async def service(place: Place) -> AsyncGenerator[RunningService, None]:
         yield running
 
 
-async def an_endpoint(
-    service: RunningService, user_id: UUID, kind: str, *, auto_suggest: bool = False
-) -> dict[str, Any]:
+async def an_endpoint(service: RunningService, user_id: UUID, kind: str, **wishes: bool) -> dict[str, Any]:
     answer = await service.client.post(
         "/internal/webhook-endpoints",
-        json={"kind": kind, "name": "ours", "auto_suggest": auto_suggest},
+        json={"kind": kind, "name": "ours", **wishes},
         headers=service_headers("agents", user_id=user_id),
     )
     assert answer.status_code == 201, answer.text
@@ -59,10 +57,10 @@ async def deliver(
     )
 
 
-def github_headers(secret: str, body: bytes, *, delivery_id: str = "d-1") -> dict[str, str]:
+def github_headers(secret: str, body: bytes, *, delivery_id: str = "d-1", event: str = "push") -> dict[str, str]:
     return {
         "X-Hub-Signature-256": signature(secret, body),
-        "X-GitHub-Event": "push",
+        "X-GitHub-Event": event,
         "X-GitHub-Delivery": delivery_id,
     }
 
@@ -180,14 +178,76 @@ async def test_the_secret_is_shown_once(service: RunningService, user_id: UUID) 
     assert endpoint["secret"] not in str(listed)
 
 
-async def propose(place: Place, service: RunningService, user_id: UUID) -> UUID:
-    endpoint = await an_endpoint(service, user_id, "github", auto_suggest=True)
-    body = orjson.dumps(PUSH)
-    assert (await deliver(service, endpoint, github_headers(endpoint["secret"], body), body)).status_code == 202
+PULL: dict[str, Any] = {
+    "action": "opened",
+    "number": 7,
+    "pull_request": {"title": "Fix the invoice total", "state": "open", "labels": []},
+    "repository": {"full_name": "acme/app"},
+}
+
+
+async def deliver_pull_request(service: RunningService, endpoint: dict[str, Any]) -> httpx.Response:
+    body = orjson.dumps(PULL)
+    return await deliver(service, endpoint, github_headers(endpoint["secret"], body, event="pull_request"), body)
+
+
+async def propose(place: Place, service: RunningService, user_id: UUID, **wishes: bool) -> UUID:
+    endpoint = await an_endpoint(service, user_id, "github", auto_suggest=True, **wishes)
+    assert (await deliver_pull_request(service, endpoint)).status_code == 202
     [proposed] = await emitted(place.database, "agents.run_proposed.v1")
     assert proposed["user_id"] == str(user_id)
     assert proposed["max_tokens"] > 1_024
     return UUID(proposed["run_id"])
+
+
+async def test_a_push_that_changes_no_schema_proposes_nothing(
+    place: Place, service: RunningService, database: Database, user_id: UUID
+) -> None:
+    await set_tier(database, user_id, "pro")
+    endpoint = await an_endpoint(service, user_id, "github", auto_suggest=True)
+    body = orjson.dumps(PUSH)
+    await deliver(service, endpoint, github_headers(endpoint["secret"], body), body)
+    [event] = await stored(place.database)
+    assert (event["run_id"], event["refusal"]) == (None, None)
+    assert await emitted(place.database, "agents.run_proposed.v1") == []
+
+
+async def test_a_rotated_secret_is_good_at_once_and_the_one_before_for_a_day(
+    place: Place, service: RunningService, user_id: UUID
+) -> None:
+    endpoint = await an_endpoint(service, user_id, "gitlab")
+    headers = service_headers("agents", user_id=user_id)
+    path = f"/internal/webhook-endpoints/{endpoint['id']}"
+    rotated = await service.client.post(f"{path}/rotate", headers=headers)
+    fresh = rotated.json()["secret"]
+    assert fresh != endpoint["secret"]
+    for number, secret in enumerate((fresh, endpoint["secret"])):
+        answer = await deliver(service, endpoint, {"X-Gitlab-Token": secret}, b'{"n": %d}' % number)
+        assert answer.status_code == 202
+    await place.database.execute("UPDATE agents.webhook_endpoints SET former_secret_until = now()")
+    stale = await deliver(service, endpoint, {"X-Gitlab-Token": endpoint["secret"]}, b'{"n": 3}')
+    assert stale.status_code == 401
+    other = await service.client.delete(path, headers=service_headers("agents", user_id=new_id()))
+    assert other.status_code == 404
+    assert (await service.client.delete(path, headers=headers)).status_code == 204
+    assert (await deliver(service, endpoint, {"X-Gitlab-Token": fresh}, b"{}")).status_code == 404
+
+
+async def test_a_result_that_needs_approval_waits_for_it(
+    place: Place, service: RunningService, database: Database, user_id: UUID
+) -> None:
+    await set_tier(database, user_id, "pro")
+    run_id = await propose(place, service, user_id, approval_required=True)
+    async with database.transaction() as conn:
+        await consumers.on_hold_granted(HoldGranted(user_id=user_id, run_id=run_id), conn)
+    await has_status(place.database, run_id, "succeeded")
+    waiting = await get(service, user_id, "/internal/runs", approval="pending")
+    assert [it["id"] for it in waiting["items"]] == [str(run_id)]
+    decide = f"/internal/runs/{run_id}/approval"
+    headers = service_headers("agents", user_id=user_id)
+    for decision, status in (("approved", 200), ("approved", 200), ("rejected", 409)):
+        answer = await service.client.post(decide, headers=headers, json={"decision": decision})
+        assert answer.status_code == status, answer.text
 
 
 async def test_a_proposed_run_runs_when_metering_grants_it(
@@ -226,8 +286,7 @@ async def test_a_plan_without_suggestions_stores_the_event_and_proposes_nothing(
     place: Place, service: RunningService, user_id: UUID
 ) -> None:
     endpoint = await an_endpoint(service, user_id, "github", auto_suggest=True)
-    body = orjson.dumps(PUSH)
-    await deliver(service, endpoint, github_headers(endpoint["secret"], body), body)
+    await deliver_pull_request(service, endpoint)
     [event] = await stored(place.database)
     assert event["refusal"]["code"] == "agents.plan_lacks_auto_suggest"
     assert await emitted(place.database, "agents.run_proposed.v1") == []

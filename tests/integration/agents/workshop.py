@@ -1,7 +1,7 @@
 """What agents' tests say often: run the service with a model that is told what to do, ask for a run, look at it."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ from libs.common.events import Envelope, Event
 from libs.common.events.gateway import EntitlementsChanged, RunRequested
 from libs.common.ids import new_id
 from services.agents import consumers
-from services.agents.ports import ModelOutput, TextDelta, UsageReport
+from services.agents.ports import ModelOutput, ModelWish, Round, TextDelta, ToolSpec, UsageReport
 from services.agents.prompts.domain import Prompt
 from services.agents.runs.domain import Usage
 from services.agents.settings import Settings
@@ -48,14 +48,16 @@ class FakeModel:
     def name(self) -> str:
         return "fake-1"
 
-    def choose(self, _requested: str | None) -> "FakeModel":
+    def choose(self, _wish: ModelWish) -> "FakeModel":
         return self
 
     async def stream(
         self,
         prompt: Prompt,
         *,
-        max_output_tokens: int,  # noqa: ARG002 - the port's signature
+        max_output_tokens: int,  # noqa: ARG002 - the port's signature, as are the next two
+        tools: Sequence[ToolSpec] = (),  # noqa: ARG002
+        rounds: Sequence[Round] = (),  # noqa: ARG002
     ) -> AsyncGenerator[ModelOutput, None]:
         self.prompts.append(prompt)
         self.at_work += 1

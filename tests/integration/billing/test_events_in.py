@@ -72,6 +72,32 @@ async def test_a_customer_that_does_not_exist_is_adopted_by_nobody_and_tells_not
     assert (await billing.checkout(user_id)).status_code == 201
 
 
+async def test_a_plan_an_operator_gave_by_hand_is_reported_by_the_comparison_and_stays(
+    billing: Billing, place: Place, user_id: UUID
+) -> None:
+    await is_consuming(billing)
+    await a_user(billing, user_id)
+    await billing.database.execute(
+        """
+        UPDATE user_profiles
+        SET subscription_status = 'active', subscription_tier = 'pro', stripe_customer_id = 'cus_xxxxx'
+        WHERE user_id = $1
+        """,
+        user_id,
+    )
+    await relay_gateway(place)
+
+    async def noted() -> bool:
+        return await billing.database.fetchval("SELECT EXISTS (SELECT FROM billing.profiles WHERE tier = 'pro')")
+
+    await eventually(noted)
+    await billing.database.execute("UPDATE billing.accounts SET updated_at = now() - interval '1 minute'")
+    drift = (await billing.reconcile(fix=True))["drift"]
+    (row,) = [one for one in drift if one["what"] == "profile"]
+    assert (row["object_id"], row["ours"]["tier"], row["theirs"]["tier"]) == (f"user:{user_id}", "pro", "free")
+    assert await billing.database.fetchval("SELECT subscription_tier FROM user_profiles") == "pro"
+
+
 async def test_deleting_the_user_s_row_erases_the_user(billing: Billing, place: Place, user_id: UUID) -> None:
     await is_consuming(billing)
     await a_user(billing, user_id)

@@ -4,6 +4,7 @@ import asyncio
 from uuid import UUID
 
 from tests.harness.billing import Billing
+from tests.harness.services import service_headers
 
 
 async def test_a_paid_checkout_becomes_a_plan_and_an_event(billing: Billing, user_id: UUID) -> None:
@@ -14,10 +15,12 @@ async def test_a_paid_checkout_becomes_a_plan_and_an_event(billing: Billing, use
         "current_period_end": None,
         "cancel_at": None,
         "trial_end": None,
+        "next": None,
     }
     session = await billing.buy(user_id, "pro")
     plan = await billing.plan_becomes(user_id, "pro", "active")
     assert plan["current_period_end"] > plan["current_period_start"]
+    assert plan["next"] == {"what": "renews", "at": plan["current_period_end"]}
     (row,) = await billing.database.fetch("SELECT * FROM billing.subscriptions")
     assert (row["id"], row["user_id"], row["tier"]) == (session["subscription"], user_id, "pro")
     (event,) = await billing.published("billing.subscription_changed.v1", user_id)
@@ -53,3 +56,22 @@ async def test_a_cancelled_subscription_ends_the_plan(billing: Billing, user_id:
     await billing.plan_becomes(user_id, "free", "canceled")
     changes = await billing.published("billing.subscription_changed.v1", user_id)
     assert [(change["version"], change["tier"]) for change in changes] == [(1, "pro"), (2, "free")]
+
+
+async def test_plans_show_what_stripe_charges(quiet_billing: Billing) -> None:
+    (price,) = (await quiet_billing.stripe.api("GET", "prices", **{"lookup_keys[0]": "pro_monthly"}))["data"]
+    await quiet_billing.stripe.api(
+        "POST",
+        "prices",
+        **{
+            "product": price["product"],
+            "currency": "eur",
+            "unit_amount": "3100",
+            "recurring[interval]": "month",
+            "lookup_key": "pro_monthly",
+            "transfer_lookup_key": "true",
+        },
+    )
+    answer = await quiet_billing.client.get("/internal/plans", headers=service_headers("billing"))
+    shown = {item["tier"]: (item["price_minor"], item["currency"]) for item in answer.json()["items"]}
+    assert shown == {"free": (None, None), "pro": (3100, "eur"), "pro+": (9900, "usd"), "enterprise": (49900, "usd")}

@@ -184,3 +184,4 @@ async def test_events_of_nobody_s_customer_are_stored_and_shown(quiet_billing: B
     payload = orjson.dumps((await billing.stripe.events())[-1])
     await billing.post_webhook(payload, billing.signature(payload))
     await billing.plan_becomes(user_id, "pro", "active")
+    assert [paid["amount_minor"] for paid in await billing.published("billing.invoice_paid.v1", user_id)] == [2900]

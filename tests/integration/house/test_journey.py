@@ -223,3 +223,22 @@ async def test_maintenance_closes_the_house_to_users_and_not_to_admins_or_webhoo
         assert (await admin.client.get("/v1/profile")).status_code == 200
         await admin.client.request("DELETE", "/v1/admin/maintenance")
         assert (await ada.client.get("/v1/profile")).status_code == 200
+
+
+async def test_a_passed_post_with_a_key_makes_one_thing_and_answers_with_the_same_bytes(house: House) -> None:
+    body = {"name": "Weekly", "instructions": "Sum up the week."}
+    async with house.person() as someone, house.person() as another:
+        headers = {"Idempotency-Key": "template-1"}
+        answers = await asyncio.gather(
+            *(someone.client.post("/v1/templates", json=body, headers=headers) for _ in range(8))
+        )
+        made = [answer for answer in answers if answer.status_code != 409]
+        assert {answer.json()["code"] for answer in answers if answer.status_code == 409} <= {
+            "gateway.idempotency_key_in_flight"
+        }
+        again = await someone.client.post("/v1/templates", json=body, headers=headers)
+        assert {answer.content for answer in made} == {again.content}
+        assert len((await someone.client.get("/v1/templates")).json()["items"]) == 1
+        other = await someone.client.post("/v1/templates", json={**body, "name": "Other"}, headers=headers)
+        assert (other.status_code, other.json()["code"]) == (422, "gateway.idempotency_key_reused")
+        assert (await another.client.post("/v1/templates", json=body, headers=headers)).content != again.content

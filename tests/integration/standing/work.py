@@ -1,18 +1,21 @@
 """Work for every job of every service: what lies ready, how the job is started, and what it must have come to."""
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, LiteralString
 from uuid import UUID
 
+from aiosmtpd.smtp import SMTP
+
 from libs.common.database import Database
 from libs.common.plans import load_plans
 from libs.common.process import Loop
 from services.agents.runs.domain import RunEvent
 from services.agents.runs.execution import Engine
-from services.agents.runs.jobs import RunWorker
+from services.agents.runs.jobs import EventSweeper, RunWorker
 from services.agents.runs.lease_queries import Caps
 from services.billing import operations as billing
 from services.billing import work_queries
@@ -20,6 +23,7 @@ from services.billing.checkout import Desk
 from services.billing.domain import Purchase, Rules
 from services.billing.jobs import Reviewer, StripeSync
 from services.gateway.jobs import Housekeeper
+from services.gateway.mail.jobs import MailSender
 from services.metering import operations as metering
 from services.metering.domain import Metric
 from services.metering.jobs import HoldSweeper
@@ -138,8 +142,9 @@ async def _old_and_new_rows(place: Workplace) -> None:
     )
     await place.rows.execute(
         """
-        INSERT INTO gateway.user_events (user_id, type, data, at)
-        SELECT $1, age, '{}', now() - age::interval FROM unnest(ARRAY['0 s', '8 days', '9 days']) age
+        INSERT INTO gateway.user_events (user_id, seq, type, data, at)
+        SELECT $1, seq, age, '{}', now() - age::interval
+        FROM unnest(ARRAY['0 s', '8 days', '9 days']) WITH ORDINALITY AS old(age, seq)
         """,
         ADA,
     )
@@ -147,6 +152,36 @@ async def _old_and_new_rows(place: Workplace) -> None:
 
 def _keep_house(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
     return (Housekeeper(mortality.database(place.database)).run,)
+
+
+async def _two_letters_wait(place: Workplace) -> None:
+    await place.rows.execute(
+        """
+        INSERT INTO gateway.mails (id, address, letter, content)
+        SELECT gen_random_uuid(), address, 'recovery', '{"code": "123456", "link": "https://a/"}'
+        FROM unnest(ARRAY['ada@example.com', 'bob@example.com']) address
+        """
+    )
+
+
+class Letterbox:
+    """An SMTP server that takes everything."""
+
+    async def handle_DATA(self, _server: Any, _session: Any, _envelope: Any) -> str:  # noqa: N802 - aiosmtpd's name
+        return "250 taken"
+
+
+def _send_mail(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    async def take_mail() -> None:
+        server = await asyncio.get_running_loop().create_server(lambda: SMTP(Letterbox()), sock=listener)
+        async with server:
+            await server.serve_forever()
+
+    url = f"smtp://127.0.0.1:{listener.getsockname()[1]}"
+    sender = MailSender(mortality.database(place.database), smtp_url=url, mail_from="desk@example.com")
+    return (take_mail, sender.run)
 
 
 # Agents ---------------------------------------------------------------------------------------------------------------
@@ -164,6 +199,28 @@ async def _two_runs_were_asked_for(place: Workplace) -> None:
         await request_run(place.database, user_id)
 
 
+async def _an_old_and_a_new_stream(place: Workplace) -> None:
+    for user_id in (ADA, BOB):
+        await request_run(place.database, user_id)
+    await place.rows.execute(
+        """
+        UPDATE agents.run_events SET created_at = now() - interval '40 days'
+        WHERE run_id = (SELECT id FROM agent_runs WHERE user_id = $1)
+        """,
+        str(ADA),
+    )
+    await place.rows.execute(
+        """
+        UPDATE agent_runs SET status = 'succeeded', finished_at = now() - interval '40 days' WHERE user_id = $1
+        """,
+        str(ADA),
+    )
+
+
+def _forget_streams(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
+    return (EventSweeper(database=mortality.database(place.database), keep_days=30).run,)
+
+
 def _work(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
     worker = RunWorker(
         name="mortal",
@@ -171,6 +228,7 @@ def _work(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
             database=mortality.database(place.database),
             mirror=Unwatched(),
             choose_model=FakeModel().choose,
+            first_token_limit_s=10,
             idle_limit_s=10,
             total_limit_s=30,
         ),
@@ -232,6 +290,23 @@ WORK: Final = (
         is_done="SELECT (SELECT count(*) FROM gateway.idempotency_keys) = 1"
         " AND (SELECT count(*) FROM gateway.user_events) = 1",
         outcome=("SELECT key FROM gateway.idempotency_keys", "SELECT type FROM gateway.user_events"),
+    ),
+    Work(
+        job=MailSender,
+        service="gateway",
+        prepare=_two_letters_wait,
+        start=_send_mail,
+        is_done="SELECT NOT EXISTS (SELECT FROM gateway.mails)",
+        outcome=("SELECT address FROM gateway.mails",),
+        later=("UPDATE gateway.mails SET next_attempt_at = now()",),
+    ),
+    Work(
+        job=EventSweeper,
+        service="agents",
+        prepare=_an_old_and_a_new_stream,
+        start=_forget_streams,
+        is_done="SELECT count(*) = 1 FROM agents.run_events",
+        outcome=("SELECT type FROM agents.run_events",),
     ),
     Work(
         job=RunWorker,

@@ -1,5 +1,7 @@
 """Prompts are assembled by rule: the same parts always give the same text."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from services.agents.prompts.domain import (
     assemble,
     choose_atoms,
     count_tokens,
+    held_input_tokens,
 )
 
 
@@ -40,7 +43,7 @@ ATOMS = [
 
 
 def keys(ingredients: Ingredients) -> list[str]:
-    return [atom.key for atom in choose_atoms(ATOMS, ingredients)]
+    return [choice.atom.key for choice in choose_atoms(ATOMS, ingredients)]
 
 
 def test_silence_chooses_the_defaults_and_leaves_out_categories_without_one() -> None:
@@ -68,13 +71,66 @@ def test_the_agent_type_calls_for_atoms() -> None:
 
 def test_words_of_free_prose_call_for_nothing() -> None:
     profile = {"name": "Django", "company_context": "We teach python to snakes."}
-    assert "stack.any" in keys(Ingredients(task="python", profile=profile))
+    assert "stack.any" in keys(Ingredients(task="Plan it.", profile=profile))
+
+
+def test_words_of_the_task_call_for_atoms_but_the_profile_counts_more() -> None:
+    assert "stack.python" in keys(Ingredients(task="A python script, please."))
+    assert "stack.typescript" in keys(Ingredients(task="A python script.", profile={"stack": "typescript"}))
+
+
+def test_of_atoms_called_for_alike_the_more_successful_one_is_chosen() -> None:
+    rejected = replace(an_atom("goal.a", tags="growth"), rejections=3)
+    approved = replace(an_atom("goal.b", tags="growth"), approvals=3, position=9)
+    chosen = choose_atoms([rejected, approved], Ingredients(task="growth"))
+    assert [(it.atom.key, it.reason) for it in chosen] == [("goal.b", "The task speaks of: growth.")]
+
+
+def test_atoms_for_other_roles_industries_and_companions_are_left_out() -> None:
+    atoms = [
+        an_atom("tone.plain", is_default=True),
+        replace(an_atom("phase.a", tags="launch"), target_roles=frozenset({"cto"})),
+        replace(an_atom("domain.a", tags="launch"), verticals=frozenset({"health"})),
+        replace(an_atom("goal.a", tags="launch"), incompatible_with=frozenset({"tone.plain"})),
+    ]
+    assert [it.atom.key for it in choose_atoms(atoms, Ingredients(task="launch"))] == ["tone.plain"]
+    profile = {"role": "CTO", "vertical": "Health"}
+    assert len(choose_atoms(atoms, Ingredients(task="launch", profile=profile))) == 3
+
+
+@given(
+    task=st.text(max_size=300),
+    template=st.text(max_size=9_000),
+    lessons=st.lists(st.text(max_size=300), max_size=3),
+    context=st.dictionaries(st.text(max_size=20), st.text(max_size=300) | st.lists(st.integers()), max_size=4),
+    about=st.text(max_size=4_000),
+)
+def test_no_prompt_is_larger_than_its_hold_affords(
+    task: str, template: str, lessons: list[str], context: dict[str, object], about: str
+) -> None:
+    ingredients = Ingredients(
+        task=task,
+        context=context,
+        template_instructions=template,
+        lessons=lessons,
+        profile={"company_context": about},
+        agent_type="orchestrator",
+    )
+    prompt = assemble(ATOMS, ingredients)
+    assert prompt.input_tokens <= held_input_tokens(task, context)
+    assert prompt.user.endswith(f"<task>\n{task.strip()}\n</task>")
+
+
+def test_what_is_cut_is_cut_in_the_documented_order_and_told() -> None:
+    ingredients = Ingredients(task="x", template_instructions="y" * 9_000, lessons=["z"], context={"k": "v"})
+    assert assemble(ATOMS, ingredients).cut == ("lessons", "template")
+    assert assemble(ATOMS, ingredients, budget_tokens=150).cut[:4] == ("lessons", "template", "stack.any", "tone.plain")
 
 
 def test_the_order_of_the_atoms_given_does_not_matter() -> None:
     ingredients = Ingredients(task="x", profile={"stack": "python"})
     assert choose_atoms(ATOMS, ingredients) == choose_atoms(ATOMS[::-1], ingredients)
-    order = [CATEGORIES.index(atom.category) for atom in choose_atoms(ATOMS, ingredients)]
+    order = [CATEGORIES.index(choice.atom.category) for choice in choose_atoms(ATOMS, ingredients)]
     assert order == sorted(order)
 
 

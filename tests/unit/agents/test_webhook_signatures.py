@@ -13,6 +13,7 @@ from services.agents.background.domain import (
     SignatureInvalid,
     WebhookKind,
     WebhookUnreadable,
+    asks_for_suggestion,
     read_delivery,
     suggestion_task,
     summarise,
@@ -31,7 +32,7 @@ def generic(offset_s: int, *, body: bytes = b"{}") -> dict[str, str]:
 
 def is_accepted(headers: dict[str, str], *, kind: WebhookKind = WebhookKind.GENERIC, body: bytes = b"{}") -> bool:
     try:
-        verify(kind, secret=SECRET, headers=headers, body=body, now=NOW)
+        verify(kind, secrets=[SECRET], headers=headers, body=body, now=NOW)
     except SignatureInvalid:
         return False
     return True
@@ -50,7 +51,7 @@ def test_the_generic_signature_covers_timestamp_and_body() -> None:
 def test_github_s_own_example_verifies() -> None:
     # From docs.github.com, "Validating webhook deliveries", testing the payload validation.
     headers = {"x-hub-signature-256": "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"}
-    verify(WebhookKind.GITHUB, secret="It's a Secret to Everybody", headers=headers, body=b"Hello, World!", now=NOW)
+    verify(WebhookKind.GITHUB, secrets=["It's a Secret to Everybody"], headers=headers, body=b"Hello, World!", now=NOW)
 
 
 @pytest.mark.parametrize("kind", list(WebhookKind))
@@ -117,3 +118,30 @@ def test_any_json_object_can_be_read(content: dict[str, Any]) -> None:
         delivery = read_delivery(kind, headers={}, body=b"", content=content)
         assert delivery.id
         suggestion_task(kind, delivery.kind, delivery.summary).encode()
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "payload", "asks"),
+    [
+        ("github", "pull_request", {"action": "opened", "pull_request": {"title": "x"}}, True),
+        ("github", "pull_request", {"action": "labeled", "pull_request": {"labels": [{"name": "Stale"}]}}, True),
+        ("github", "pull_request", {"action": "synchronize", "pull_request": {"state": "open"}}, False),
+        ("github", "issues", {"action": "opened", "issue": {"title": "x"}}, True),
+        ("github", "issues", {"action": "closed", "issue": {"title": "x"}}, False),
+        ("github", "workflow_run", {"action": "completed", "workflow_run": {"conclusion": "failure"}}, True),
+        ("github", "workflow_run", {"action": "completed", "workflow_run": {"conclusion": "success"}}, False),
+        ("github", "push", {"commits": [{"modified": ["db/migrations/0001_users.sql"]}]}, True),
+        ("github", "push", {"commits": [{"modified": ["README.md"]}]}, False),
+        ("gitlab", "Merge Request Hook", {"object_attributes": {"action": "open", "title": "x"}}, True),
+        ("gitlab", "Issue Hook", {"object_attributes": {"action": "open", "title": "x"}}, True),
+        ("gitlab", "Pipeline Hook", {"object_attributes": {"status": "failed"}}, True),
+        ("gitlab", "Pipeline Hook", {"object_attributes": {"status": "success"}}, False),
+        ("generic", "build.failed", {}, True),
+        ("generic", "schema.changed", {}, True),
+        ("generic", "lunch.ready", {}, False),
+    ],
+)
+def test_only_what_founders_would_want_to_know_asks_for_a_suggestion(
+    source: str, kind: str, payload: dict[str, Any], *, asks: bool
+) -> None:
+    assert asks_for_suggestion(source, kind, summarise(payload)) is asks

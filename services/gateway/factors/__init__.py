@@ -1,0 +1,1 @@
+"""Second factors: codes of an authenticator app (TOTP, RFC 6238)."""

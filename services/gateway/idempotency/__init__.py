@@ -1,0 +1,1 @@
+"""One answer for one key: a creating request that comes again gets the same bytes and makes nothing new."""
