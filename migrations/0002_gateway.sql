@@ -262,17 +262,20 @@ CREATE TABLE gateway.idempotency_keys (
 );
 CREATE INDEX idempotency_keys_claimed_at ON gateway.idempotency_keys (claimed_at);
 
--- What a user's own event stream tells. Ordered by transaction, then id: ids alone may commit out of order, and a reader
--- behind the oldest running transaction misses nothing.
+-- What a user's own event stream tells, numbered per user. The head's row lock is held to the commit, so numbers become
+-- visible in their order: a reader behind number n never misses a smaller one that commits later.
+CREATE TABLE gateway.user_event_heads (
+    user_id uuid PRIMARY KEY REFERENCES auth.users (id) ON DELETE CASCADE,
+    last_seq bigint NOT NULL
+);
 CREATE TABLE gateway.user_events (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
     user_id uuid NOT NULL REFERENCES auth.users (id) ON DELETE CASCADE,
+    seq bigint NOT NULL,
     type text NOT NULL,
     data jsonb NOT NULL,
-    at timestamptz NOT NULL DEFAULT now()
+    at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (user_id, seq)
 );
-CREATE INDEX user_events_user ON gateway.user_events (user_id, xid, id);
 CREATE INDEX user_events_at ON gateway.user_events (at);
 
 CREATE TABLE gateway.switches (
@@ -298,11 +301,14 @@ CREATE INDEX audit_log_at ON gateway.audit_log (at DESC);
 CREATE INDEX audit_log_subject ON gateway.audit_log (subject, at DESC);
 
 ALTER TABLE gateway.idempotency_keys ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE gateway.user_event_heads ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE gateway.user_events ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE POLICY idempotency_keys_gateway ON gateway.idempotency_keys TO venture_gateway USING (true) WITH CHECK (true);
+CREATE POLICY user_event_heads_gateway ON gateway.user_event_heads TO venture_gateway USING (true) WITH CHECK (true);
 CREATE POLICY user_events_gateway ON gateway.user_events TO venture_gateway USING (true) WITH CHECK (true);
 
-GRANT SELECT, INSERT, UPDATE, DELETE ON gateway.idempotency_keys, gateway.switches, gateway.user_events TO venture_gateway;
+GRANT SELECT, INSERT, UPDATE, DELETE ON gateway.idempotency_keys, gateway.switches, gateway.user_events, gateway.user_event_heads
+    TO venture_gateway;
 GRANT SELECT, INSERT, UPDATE ON gateway.erasures TO venture_gateway;
 GRANT SELECT, INSERT ON gateway.audit_log TO venture_gateway, venture_operator;  -- append-only by grant
 GRANT SELECT ON gateway.erasures, gateway.switches TO venture_operator;

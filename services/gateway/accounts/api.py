@@ -21,7 +21,7 @@ from services.gateway.sessions import CurrentIdentity, StandingCache, require_li
 
 POLL_S: Final = 1.0
 PAGE: Final = 100
-_CURSOR: Final = re.compile(r"(\d{1,19})-(\d{1,19})")
+_CURSOR: Final = re.compile(r"\d{1,18}")
 
 
 class AccountRoutes:
@@ -65,31 +65,30 @@ class AccountRoutes:
     async def events(self, identity: CurrentIdentity, last_event_id: Annotated[str, Header()] = "") -> Response:
         """The user's own stream: thresholds, plan changes, runs. From `Last-Event-ID` on, else from now."""
         if last_event_id:
-            match = _CURSOR.fullmatch(last_event_id)
-            if match is None:
+            if not _CURSOR.fullmatch(last_event_id):
                 raise Invalid("Last-Event-ID must be the id of an event of this stream.")
-            after = (int(match[1]), int(match[2]))
+            after = int(last_event_id)
         else:
             async with self._database.transaction() as conn:
                 after = await queries.latest_user_event(conn, identity.user_id)
         return sse.stream(self._frames(identity, after))
 
-    async def _frames(self, identity: Identity, after: tuple[int, int]) -> AsyncGenerator[bytes, None]:
+    async def _frames(self, identity: Identity, after: int) -> AsyncGenerator[bytes, None]:
         async with self._feed.listen(user_channel(identity.user_id)) as hints:
             yield sse.HEARTBEAT
             quiet_since = time.monotonic()
             while not self._stopping.is_set():
                 for row in await self._new_events(identity, after):
-                    after = (row["xid"], row["id"])
+                    after = row["seq"]
                     quiet_since = time.monotonic()
                     data = {**row["data"], "at": iso_millis(row["at"])}
-                    yield sse.frame(event=row["type"], data=data, event_id=f"{after[0]}-{after[1]}")
+                    yield sse.frame(event=row["type"], data=data, event_id=str(after))
                 if time.monotonic() - quiet_since > sse.HEARTBEAT_S:
                     quiet_since = time.monotonic()
                     yield sse.HEARTBEAT
                 await _wait(hints)
 
-    async def _new_events(self, identity: Identity, after: tuple[int, int]) -> list[dict[str, Any]]:
+    async def _new_events(self, identity: Identity, after: int) -> list[dict[str, Any]]:
         try:
             async with self._database.transaction() as conn:
                 return await queries.list_user_events(conn, user_id=identity.user_id, after=after, limit=PAGE)

@@ -113,12 +113,18 @@ async def find_erasure(conn: Connection, user_id: UUID) -> dict[str, Any] | None
 
 
 async def insert_user_event(conn: Connection, *, user_id: UUID, event_type: str, data: Mapping[str, Any]) -> None:
-    """Add to the user's stream; nothing for a user who is gone."""
+    """Add to the user's stream under the next number; nothing for a user who is gone."""
     await conn.execute(
         """
-        INSERT INTO gateway.user_events (user_id, type, data)
-        SELECT id, $2, $3 FROM auth.users WHERE id = $1
-        FOR KEY SHARE  -- a deletion at the same time waits for this row, and then takes it along
+        WITH head AS (
+            INSERT INTO gateway.user_event_heads AS h (user_id, last_seq)
+            SELECT id, 1 FROM auth.users WHERE id = $1
+            FOR KEY SHARE  -- a deletion at the same time waits for this row, and then takes it along
+            -- ON CONFLICT makes two events of one user take turns: the second waits for the first one's commit
+            ON CONFLICT (user_id) DO UPDATE SET last_seq = h.last_seq + 1
+            RETURNING user_id, last_seq
+        )
+        INSERT INTO gateway.user_events (user_id, seq, type, data) SELECT user_id, last_seq, $2, $3 FROM head
         """,
         user_id,
         event_type,
@@ -126,43 +132,30 @@ async def insert_user_event(conn: Connection, *, user_id: UUID, event_type: str,
     )
 
 
-async def list_user_events(
-    conn: Connection, *, user_id: UUID, after: tuple[int, int], limit: int
-) -> list[dict[str, Any]]:
-    """Events behind the cursor, up to the oldest transaction still running: nothing can commit behind them any more."""
+async def list_user_events(conn: Connection, *, user_id: UUID, after: int, limit: int) -> list[dict[str, Any]]:
     rows = await conn.fetch(
         """
-        SELECT xid::text::bigint AS xid, id, type, data, at
-        FROM gateway.user_events
-        WHERE user_id = $1 AND (xid, id) > ($2::text::xid8, $3) AND xid < pg_snapshot_xmin(pg_current_snapshot())
-        ORDER BY xid, id
-        LIMIT $4
+        SELECT seq, type, data, at FROM gateway.user_events
+        WHERE user_id = $1 AND seq > $2 ORDER BY seq LIMIT $3
         """,
         user_id,
-        str(after[0]),
-        after[1],
+        after,
         limit,
     )
     return [dict(row) for row in rows]
 
 
-async def latest_user_event(conn: Connection, user_id: UUID) -> tuple[int, int]:
-    row = await conn.fetchrow(
-        """
-        SELECT xid::text::bigint AS xid, id FROM gateway.user_events
-        WHERE user_id = $1 AND xid < pg_snapshot_xmin(pg_current_snapshot())
-        ORDER BY xid DESC, id DESC LIMIT 1
-        """,
-        user_id,
-    )
-    return (row["xid"], row["id"]) if row is not None else (0, 0)
+async def latest_user_event(conn: Connection, user_id: UUID) -> int:
+    """The number of the user's newest event, 0 before the first."""
+    last = await conn.fetchval("SELECT last_seq FROM gateway.user_event_heads WHERE user_id = $1", user_id)
+    return int(last or 0)
 
 
 async def delete_old_user_events(conn: Connection) -> int:
     return await conn.execute(
         """
-        DELETE FROM gateway.user_events WHERE id IN (
-            SELECT id FROM gateway.user_events WHERE at < now() - interval '7 days' LIMIT 5000
+        DELETE FROM gateway.user_events WHERE (user_id, seq) IN (
+            SELECT user_id, seq FROM gateway.user_events WHERE at < now() - interval '7 days' LIMIT 5000
         )
         """
     )

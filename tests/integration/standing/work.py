@@ -138,8 +138,9 @@ async def _old_and_new_rows(place: Workplace) -> None:
     )
     await place.rows.execute(
         """
-        INSERT INTO gateway.user_events (user_id, type, data, at)
-        SELECT $1, age, '{}', now() - age::interval FROM unnest(ARRAY['0 s', '8 days', '9 days']) age
+        INSERT INTO gateway.user_events (user_id, seq, type, data, at)
+        SELECT $1, seq, age, '{}', now() - age::interval
+        FROM unnest(ARRAY['0 s', '8 days', '9 days']) WITH ORDINALITY AS old(age, seq)
         """,
         ADA,
     )
