@@ -175,18 +175,21 @@ async def test_a_deleted_user_is_erased_by_every_service(house: House) -> None:
         await eventually(locked_out, within_s=5)
 
 
-async def test_the_users_own_stream_tells_of_runs(house: House) -> None:
-    async with house.person() as ada, ada.client.stream("GET", "/v1/events") as response:
+async def test_the_users_own_stream_tells_of_runs_while_another_transaction_stands_open(house: House) -> None:
+    operator = house.place.database.connect_as("venture_operator")
+    async with house.person() as ada, operator as bystander, ada.client.stream("GET", "/v1/events") as response:
         lines = response.aiter_lines()
         await anext(lines)
-        await ada.client.post("/v1/runs", json={"task": "Tell me"})
-        seen: set[str] = set()
-        async with asyncio.timeout(10):
-            async for line in lines:
-                if line.startswith("event: "):
-                    seen.add(line.removeprefix("event: "))
-                if seen >= {"run.started", "run.finished", "usage.settled"}:
-                    break
+        async with bystander.transaction():
+            await bystander.execute("SELECT pg_current_xact_id()")
+            await ada.client.post("/v1/runs", json={"task": "Tell me"})
+            seen: set[str] = set()
+            async with asyncio.timeout(10):
+                async for line in lines:
+                    if line.startswith("event: "):
+                        seen.add(line.removeprefix("event: "))
+                    if seen >= {"run.started", "run.finished", "usage.settled"}:
+                        break
 
 
 async def test_billing_without_stripe_says_so_and_the_rest_works(house: House) -> None:
