@@ -383,11 +383,9 @@ CREATE POLICY mails_gateway ON gateway.mails TO venture_gateway USING (true) WIT
 GRANT SELECT, INSERT, UPDATE, DELETE ON gateway.mails TO venture_gateway;
 
 ALTER TABLE gateway.idempotency_keys ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
-ALTER TABLE gateway.user_event_heads ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE gateway.user_events ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE gateway.user_event_heads ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE POLICY idempotency_keys_gateway ON gateway.idempotency_keys TO venture_gateway USING (true) WITH CHECK (true);
-CREATE POLICY user_event_heads_gateway ON gateway.user_event_heads TO venture_gateway USING (true) WITH CHECK (true);
 CREATE POLICY user_events_gateway ON gateway.user_events TO venture_gateway USING (true) WITH CHECK (true);
 CREATE POLICY user_event_heads_gateway ON gateway.user_event_heads TO venture_gateway USING (true) WITH CHECK (true);
 
