@@ -51,7 +51,7 @@ async def test_a_hold_is_granted_shown_and_released(metering: RunningService, us
     again = await post_hold(metering, user_id, hold_id, runs=1, tokens=2_000)
     assert granted.status_code == again.status_code == 201
     assert granted.json() == again.json()
-    assert granted.json().keys() == {"hold_id", "expires_at"}
+    assert granted.json().keys() == {"hold_id", "expires_at", "amounts"}
 
     usage = await get(metering, user_id, "/internal/usage")
     resets_at = usage["period"]["end"]
