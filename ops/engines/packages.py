@@ -71,6 +71,23 @@ def ensure_programs() -> Programs:
     return find_programs()
 
 
+def ensure_program(name: str, *, package: str) -> Path:
+    """A program that only some tests and tools need, after installing its package where that is possible.
+
+    Raises `Failure` with the command to run where it is not.
+    """
+    if found := shutil.which(name):
+        return Path(found)
+    if not shutil.which("apt-get") or os.geteuid() != 0:
+        raise Failure(
+            f"{name} is missing. Install the package `{package}` with this system's package tool, then try again."
+        )
+    _install((package,))
+    if found := shutil.which(name):
+        return Path(found)
+    raise Failure(f"The package `{package}` was installed and has no program `{name}`. Install one by hand.")
+
+
 def _install(packages: Sequence[str]) -> None:
     print(f"Installing {', '.join(packages)} with apt; this happens once.", file=sys.stderr, flush=True)
     install = (*_APT, "install", "--no-install-recommends", *packages)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import async_playwright
 
 from services.gateway.wiring import build
-from tests.e2e.javascript import BROWSER_BUILD, install
+from tests.harness.browser import open_browser
 from tests.harness.gateway import gateway_settings
+from tests.harness.javascript import client_folder
 from tests.harness.services import Place, run_service
 
 SCRIPT = """
@@ -39,8 +39,8 @@ async ([url, key]) => {
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Generator[str, None, None]:
     """An origin that is not the gateway's, with a page that loads the client's browser build."""
-    install()
-    shutil.copy(BROWSER_BUILD, tmp_path / "supabase.js")
+    build = client_folder("supabase") / "node_modules/@supabase/supabase-js/dist/umd/supabase.js"
+    shutil.copy(build, tmp_path / "supabase.js")
     (tmp_path / "index.html").write_text("<!doctype html><script src='supabase.js'></script>")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path)))
     thread = threading.Thread(target=server.serve_forever)
@@ -52,16 +52,10 @@ def elsewhere(tmp_path: Path) -> Generator[str, None, None]:
 
 
 async def in_page(origin: str, arguments: list[str]) -> Any:
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        raise AssertionError("chromium is missing")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+    async with open_browser() as browser:
         page = await browser.new_page()
         await page.goto(f"{origin}/index.html")
-        answer = await page.evaluate(SCRIPT, arguments)
-        await browser.close()
-        return answer
+        return await page.evaluate(SCRIPT, arguments)
 
 
 async def test_a_page_on_another_origin_signs_in_and_reads_the_code_of_a_refusal(place: Place, elsewhere: str) -> None:

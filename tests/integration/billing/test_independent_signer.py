@@ -5,12 +5,12 @@ import time
 import orjson
 
 from tests.harness.billing import Billing
-from tests.harness.javascript import run_client
+from tests.harness.javascript import run_client_beside
 
 
 async def sign(payload: bytes, secret: str, *, timestamp: int) -> str:
     asked = {"payload": payload.decode(), "secret": secret, "timestamp": timestamp}
-    return (await run_client("stripe", "sign.mjs", orjson.dumps(asked))).decode()
+    return await run_client_beside("stripe", "sign.mjs", stdin=orjson.dumps(asked).decode())
 
 
 async def test_what_stripe_s_own_library_signs_is_accepted(quiet_billing: Billing) -> None:

@@ -1,7 +1,6 @@
 // What every file of the suite shares: clients of the stack named by the environment, people, and their mailbox.
 import { randomBytes } from "node:crypto";
 import { createClient } from "@supabase/supabase-js";
-import WebSocket from "ws";
 
 const required = (name) => {
   const value = process.env[name];
@@ -15,9 +14,6 @@ export const SERVICE = required("SUPABASE_SERVICE_ROLE_KEY");
 const MAIL = required("MAIL_API_URL");
 export const PASSWORD = "correct horse battery";
 
-// Node before 22 has no WebSocket of its own, and createClient wants one although nothing here uses it.
-const realtime = { transport: WebSocket };
-
 export function client(auth = {}) {
   const kept = new Map();
   const storage = {
@@ -27,13 +23,11 @@ export function client(auth = {}) {
   };
   return createClient(URL_, ANON, {
     auth: { autoRefreshToken: false, detectSessionInUrl: false, persistSession: true, storage, ...auth },
-    realtime,
   });
 }
 
 export const service = createClient(URL_, SERVICE, {
   auth: { autoRefreshToken: false, persistSession: false },
-  realtime,
 });
 
 export const address = () => `p${randomBytes(6).toString("hex")}@example.com`;
