@@ -20,3 +20,4 @@ DROP FUNCTION metering.erase_user(text), metering.on_counter_deleted(), metering
     metering.period_start(timestamptz), metering.period_end(timestamptz);
 REVOKE USAGE ON SCHEMA metering FROM authenticated, service_role;
 ALTER ROLE venture_operator RESET deadlock_timeout;
+ALTER ROLE venture_metering RESET deadlock_timeout;

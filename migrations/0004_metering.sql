@@ -6,6 +6,8 @@ SET LOCAL lock_timeout = '5s';
 -- When an operator's DELETE and a reservation lock one user's rows crosswise, whoever looks for deadlocks first gives
 -- way: with this it is the reservation, which is repeated, and never the operator's statement.
 ALTER ROLE venture_operator SET deadlock_timeout = '10s';
+-- Many users' counters are locked in batches; should two ever cross, the one that gives way does not wait a second for it.
+ALTER ROLE venture_metering SET deadlock_timeout = '200ms';
 
 SET LOCAL ROLE venture_owner;
 
@@ -28,6 +30,10 @@ BEGIN
         period_start := anchor_start;
         period_end := anchor_end;
     ELSE
+        -- A period of another length than a month (a trial, a change of plan) is followed by months from its end.
+        IF at >= anchor_end AND anchor + interval '1 month' <> anchor_end AT TIME ZONE 'UTC' THEN
+            anchor := anchor_end AT TIME ZONE 'UTC';
+        END IF;
         months := (extract(year FROM here) - extract(year FROM anchor)) * 12
             + extract(month FROM here) - extract(month FROM anchor);
         IF anchor + make_interval(months => months) > here THEN

@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from pydantic.json_schema import model_json_schema
 
 from libs.common.http import PROBLEM_JSON, Problem
+from services.gateway.metered import METERED
 
 _REFUSALS: Final = {
     "400": ("The request is not well formed.", "bad_request"),
@@ -55,6 +56,9 @@ def _described(document: dict[str, Any]) -> dict[str, Any]:
         for method, operation in operations.items():
             if method not in _METHODS or path.startswith("/health"):
                 continue
+            metered = METERED.get(f"{method.upper()} {path}")
+            if metered is not None:
+                operation["x-metered"] = metered.describe()
             operation["responses"].update({status: _refusal(status) for status in _REFUSALS})
             if not path.startswith(_OPEN):
                 operation["security"] = [{"bearer": []}]

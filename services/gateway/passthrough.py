@@ -8,10 +8,12 @@ import httpx
 from fastapi import APIRouter, Request, Response
 
 from libs.common.database import Database
+from libs.common.ids import new_id
 from services.gateway.domain import Identity
 from services.gateway.idempotency import operations as keys
 from services.gateway.idempotency import queries as key_queries
-from services.gateway.sessions import CurrentIdentity, require_live_session
+from services.gateway.metered import METERED, UNMETERED, Takings
+from services.gateway.sessions import CurrentIdentity, current_identity, require_live_session
 from services.gateway.upstreams import Upstream, pass_back
 
 Name = Literal["billing", "metering", "agents"]
@@ -30,6 +32,8 @@ class Passed:
 
 PASSED: Final = (
     Passed(method="GET", path="/v1/usage", to="metering", internal="/internal/usage"),
+    Passed(method="GET", path="/v1/usage/history", to="metering", internal="/internal/usage/history"),
+    Passed(method="GET", path="/v1/entitlements", to="metering", internal="/internal/entitlements"),
     Passed(method="GET", path="/v1/limits/check", to="metering", internal="/internal/limits/check"),
     Passed(method="GET", path="/v1/runs", to="agents", internal="/internal/runs"),
     Passed(method="GET", path="/v1/runs/export", to="agents", internal="/internal/runs/export"),
@@ -86,15 +90,19 @@ _WEBHOOK_HEADERS: Final = (
 
 
 class PassedRoutes:
-    def __init__(self, *, database: Database, upstreams: dict[Name, Upstream]) -> None:
+    def __init__(self, *, database: Database, upstreams: dict[Name, Upstream], upgrade_url: str = "") -> None:
         self._database = database
         self._upstreams = upstreams
+        self._takings = Takings(upstreams["metering"], upgrade_url=upgrade_url)
 
     def router(self) -> APIRouter:
         router = APIRouter()
         for passed in PASSED:
             endpoint = self._with_row_id(passed) if "{row_id}" in passed.path else self._plain(passed)
             router.add_api_route(passed.path, endpoint, methods=[passed.method], tags=[passed.to], response_model=None)
+        router.add_api_route(
+            "/v1/usage/events", self.usage_events, methods=["POST"], tags=["metering"], response_model=None
+        )
         router.add_api_route("/v1/billing/plans", self.plans, methods=["GET"], tags=["billing"], response_model=None)
         router.add_api_route("/billing/webhook", self.stripe_webhook, methods=["POST"], response_model=None)
         router.add_api_route("/webhooks/{kind}/{endpoint_id}", self.webhook, methods=["POST"], response_model=None)
@@ -107,7 +115,7 @@ class PassedRoutes:
             key = request.headers.get("idempotency-key")
             if key is not None and passed.method == "POST":
                 return await self._once(passed, request, identity, key)
-            return pass_back(await self._call(passed, request, identity, {}))
+            return _answer(await self._call(passed, request, identity, {}))
 
         return endpoint
 
@@ -124,14 +132,16 @@ class PassedRoutes:
             return Response(claim.replay, claim.replay_status, claim.replay_headers)
         is_kept = False
         try:
-            response = await self._call(passed, request, identity, {"Idempotency-Key": str(claim.resource_id)})
-            is_kept = response.is_success
-            answer = pass_back(response)
+            response = await self._call(
+                passed, request, identity, {"Idempotency-Key": str(claim.resource_id)}, hold_id=claim.resource_id
+            )
+            is_kept = isinstance(response, httpx.Response) and response.is_success
+            answer = _answer(response)
         finally:
             if not is_kept:
                 async with self._database.transaction() as conn:
                     await key_queries.give_back_key(conn, user_id=identity.user_id, key=key)
-        if is_kept:
+        if is_kept and isinstance(response, httpx.Response):
             async with self._database.transaction() as conn:
                 await key_queries.store_response(
                     conn,
@@ -144,16 +154,31 @@ class PassedRoutes:
         return answer
 
     async def _call(
-        self, passed: Passed, request: Request, identity: Identity, headers: dict[str, str]
-    ) -> httpx.Response:
-        return await self._upstreams[passed.to].call(
-            passed.method,
-            passed.internal,
-            identity=identity,
-            params=request.query_params.multi_items(),
-            content=await request.body() or None,
-            headers={**_content_type(request), **headers},
-        )
+        self,
+        passed: Passed,
+        request: Request,
+        identity: Identity,
+        headers: dict[str, str],
+        *,
+        hold_id: UUID | None = None,
+    ) -> httpx.Response | Response:
+        """The service's answer, with what the request takes of the plan held before and settled after it."""
+        content = await request.body() or None
+
+        async def call() -> httpx.Response:
+            return await self._upstreams[passed.to].call(
+                passed.method,
+                passed.internal,
+                identity=identity,
+                params=request.query_params.multi_items(),
+                content=content,
+                headers={**_content_type(request), **headers},
+            )
+
+        metered = METERED.get(f"{passed.method} {passed.path}", UNMETERED)
+        if not metered.takes:
+            return await call()
+        return await self._takings.around(metered, identity, hold_id or new_id(), call)
 
     def _with_row_id(self, passed: Passed) -> Any:
         async def endpoint(row_id: UUID, request: Request, identity: CurrentIdentity) -> Response:
@@ -167,6 +192,20 @@ class PassedRoutes:
             return pass_back(response)
 
         return endpoint
+
+    async def usage_events(self, request: Request) -> Response:
+        """Usage of other programs, as CloudEvents: with an API key for its owner, with the service role for anybody."""
+        is_service = getattr(request.state, "is_service_role", False)
+        identity = None if is_service else await current_identity(request)
+        response = await self._upstreams["metering"].call(
+            "POST",
+            "/internal/usage/events",
+            identity=identity,
+            role="service_role" if is_service else None,
+            content=await request.body() or None,
+            headers=_content_type(request),
+        )
+        return pass_back(response)
 
     async def plans(self) -> Response:
         return pass_back(await self._upstreams["billing"].call("GET", "/internal/plans"))
@@ -188,6 +227,10 @@ class PassedRoutes:
             headers=_webhook_headers(request),
         )
         return pass_back(response)
+
+
+def _answer(response: httpx.Response | Response) -> Response:
+    return pass_back(response) if isinstance(response, httpx.Response) else response
 
 
 def _content_type(request: Request) -> dict[str, str]:

@@ -78,7 +78,7 @@ async def require_live_session(database: Database, identity: Identity) -> None:
             raise SignInRequired("This session has ended; sign in again.")
 
 
-async def _identity(request: Request) -> Identity:  # async: a plain function would cost a thread hop
+async def current_identity(request: Request) -> Identity:  # async: a plain function would cost a thread hop
     identity = getattr(request.state, "identity", None)
     if not isinstance(identity, Identity):
         raise SignInRequired("Sign in, and send the access token as a bearer token.")
@@ -89,8 +89,8 @@ async def _admin(request: Request) -> Identity:
     standing = getattr(request.state, "standing", None)
     if not isinstance(standing, Standing) or not standing.is_admin:
         raise AdminRequired("There is nothing here.")
-    return await _identity(request)
+    return await current_identity(request)
 
 
-CurrentIdentity = Annotated[Identity, Depends(_identity)]
+CurrentIdentity = Annotated[Identity, Depends(current_identity)]
 CurrentAdmin = Annotated[Identity, Depends(_admin)]

@@ -35,12 +35,18 @@ class Upstream:
         path: str,
         *,
         identity: Identity | None = None,
+        role: str | None = None,
         params: Sequence[tuple[str, str]] | None = None,
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
-        """Return the answer if it is 2xx, 3xx, 4xx or 503; anything else becomes UpstreamUnavailable."""
+        """Call for a user, or for a role that is no user, or for the gateway itself.
+
+        Return the answer if it is 2xx, 3xx, 4xx or 503; anything else becomes UpstreamUnavailable.
+        """
         user = identity.user_claims if identity is not None else None
+        if role is not None:
+            user = {"role": role}
         token = service_tokens.mint(self._secret, issuer="gateway", audience=self.name, user=user)
         sent = {**(headers or {}), "Authorization": f"Bearer {token}"}
         traceparent = current_traceparent()

@@ -127,19 +127,24 @@ async def _routes(
     metering = await stack.enter_async_context(open_upstream("metering", base_url=settings.metering_url, secret=secret))
     agents = await stack.enter_async_context(open_upstream("agents", base_url=settings.agents_url, secret=secret))
     database = backbone.database
+    upgrade_url = f"{settings.frontend_url.rstrip('/')}/pricing"
     streams = RunStreams(agents=agents, feed=live.feed, database=database, stopping=live.stopping)
     app = backbone.new_app(checks, openapi_url="/openapi.json")
     app.mount("/auth/v1", _sign_in(settings, backbone, live))
     for routes in (
         AccountRoutes(database=database, standings=live.standings, feed=live.feed, stopping=live.stopping),
         # Before the runs: /v1/runs/export is no run of that id.
-        PassedRoutes(database=database, upstreams={"billing": billing, "metering": metering, "agents": agents}),
+        PassedRoutes(
+            database=database,
+            upstreams={"billing": billing, "metering": metering, "agents": agents},
+            upgrade_url=upgrade_url,
+        ),
         RunRoutes(
             database=database,
             metering=metering,
             agents=agents,
             streams=streams,
-            upgrade_url=f"{settings.frontend_url.rstrip('/')}/pricing",
+            upgrade_url=upgrade_url,
         ),
         ApiKeyRoutes(database=database),
         AdminRoutes(database=database, switches=live.switches, metering=metering),

@@ -162,21 +162,7 @@ async def settle_hold(
         conn, hold, transition, used=used, cost_micro_usd=cost_micro_usd, attributes=attributes, digest=digest
     )
     booked = {metric: amount if is_new else 0 for metric, amount in used.items()}
-    if account.has_grants and any(booked.values()):
-        await spend_credits(
-            conn,
-            user_id=hold.user_id,
-            limits=account_rules.limits_of(plans, account),
-            booked=booked,
-            used=counters,
-            period=hold.period,
-            at=hold.created_at,
-        )
-    settled = UsageSettled(user_id=user_id, hold_id=hold_id, amounts=booked, period_start=hold.period.start)
-    reached = await thresholds_told(
-        conn, plans, account, user_id=hold.user_id, period=hold.period, used={m: counters[m] for m in used}
-    )
-    await outbox.add(conn, settled, *reached)
+    await _follow_up(conn, plans, account, hold, booked=booked, counters=counters)
 
 
 async def answer_proposal(conn: Connection, plans: Plans, *, run_id: UUID, user_id: UUID, amounts: Amounts) -> None:
@@ -268,6 +254,26 @@ async def _record_hold(conn: Connection, account: Account, *, hold_id: UUID, use
     if hold is None:
         raise HoldConflict("This hold was erased at this moment.")
     return hold
+
+
+async def _follow_up(
+    conn: Connection, plans: Plans, account: Account, hold: Hold, *, booked: Amounts, counters: Amounts
+) -> None:
+    """What follows from a settlement: credits are spent, the user and billing are told, thresholds are told once."""
+    if account.has_grants and any(booked.values()):
+        await spend_credits(
+            conn,
+            user_id=hold.user_id,
+            limits=account_rules.limits_of(plans, account),
+            booked=booked,
+            used=counters,
+            period=hold.period,
+            at=hold.created_at,
+        )
+    settled = UsageSettled(user_id=UUID(hold.user_id), hold_id=hold.id, amounts=booked, period_start=hold.period.start)
+    used = {metric: counters[metric] for metric in booked}
+    reached = await thresholds_told(conn, plans, account, user_id=hold.user_id, period=hold.period, used=used)
+    await outbox.add(conn, settled, *reached)
 
 
 def _require_owner(hold: Hold, user_id: UUID) -> None:

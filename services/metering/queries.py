@@ -158,6 +158,25 @@ async def oldest_overdue_s(conn: Connection) -> float:
 # Counters ------------------------------------------------------------------------------------------------------------
 
 
+async def make_counters(conn: Connection, counters: Mapping[Counter, datetime]) -> None:
+    """Make the counters that are not there yet, with the ends of their periods, so that there is a row to lock."""
+    keys = sorted(counters)
+    await conn.execute(
+        """
+        INSERT INTO usage_metrics (user_id, metric_type, period_start, period_end)
+        SELECT user_id, metric, period_start, period_end
+        FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[])
+            AS k(user_id, metric, period_start, period_end)
+        -- ON CONFLICT: somebody else may be making it at this moment; one of us does.
+        ON CONFLICT (user_id, metric_type, period_start) DO NOTHING
+        """,
+        [key[0] for key in keys],
+        [key[1] for key in keys],
+        [key[2] for key in keys],
+        [counters[key] for key in keys],
+    )
+
+
 async def lock_counters(conn: Connection, keys: Sequence[Counter]) -> dict[Counter, Usage]:
     """What is used and held, with the rows locked; a counter nobody used yet has no row, and nothing to lock."""
     rows = await conn.fetch(

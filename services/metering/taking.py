@@ -37,6 +37,10 @@ async def take(conn: Connection, plans: Plans, wanted: Sequence[Wanted]) -> dict
     """Take what fits from the counters; return the refusals. What is decided is what the conditional statement took."""
     counters = sorted({ask.counter(metric) for ask in wanted for metric in ask.amounts})
     now = wanted[0].account.read_at
+    ends = {ask.counter(metric): ask.period.end for ask in wanted for metric in ask.amounts}
+    if any(ask.account.has_grants for ask in wanted):
+        # Grants are locked after counters: who has no counter to lock would lock them the other way round.
+        await queries.make_counters(conn, ends)
     for _ in range(MAX_ROUNDS):
         usage = await queries.lock_counters(conn, counters)
         ceilings = await _ceilings(conn, plans, wanted, usage, now)
@@ -44,7 +48,6 @@ async def take(conn: Connection, plans: Plans, wanted: Sequence[Wanted]) -> dict
         refused = domain.decide(
             [ask.amounts for ask in wanted], [{m: tallies[ask.counter(m)] for m in ask.amounts} for ask in wanted]
         )
-        ends = {ask.counter(metric): ask.period.end for ask in wanted for metric in ask.amounts}
         takings = {
             key: Taking(period_end=ends[key], amount=tally.asked, ceiling=tally.ceiling)
             for key, tally in tallies.items()

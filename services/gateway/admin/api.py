@@ -1,6 +1,7 @@
 """HTTP of admins: maintenance, usage reset, and how far an erasure has come."""
 
-from typing import Annotated, Any
+import re
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 import orjson
@@ -18,6 +19,9 @@ from services.gateway.switches import queries as switches
 from services.gateway.switches.domain import MAINTENANCE
 from services.gateway.switches.state import Switches
 from services.gateway.upstreams import Upstream, pass_back
+
+_PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")
+"""No dots: nothing that a client or a server could take for a way out of the routes for operators."""
 
 
 class MaintenanceInput(Input):
@@ -41,6 +45,11 @@ class AdminRoutes:
         router.add_api_route(
             "/users/{user_id}/usage/reset", self.reset_usage, methods=["POST"], status_code=204, response_model=None
         )
+        for method in ("GET", "POST", "PUT", "DELETE"):
+            router.add_api_route(
+                "/metering/{path:path}", self.metering, methods=[method], name=f"metering_{method.lower()}",
+                response_model=None,
+            )  # fmt: skip
         router.add_api_route("/erasures/{user_id}", self.erasure, methods=["GET"])
         return router
 
@@ -84,6 +93,30 @@ class AdminRoutes:
                     actor=str(admin.user_id),
                     action="usage_reset",
                     subject=str(user_id),
+                    request_id=request.state.request_id,
+                )
+        return pass_back(response)
+
+    async def metering(self, path: str, request: Request, admin: CurrentAdmin) -> Response:
+        """Metering's lists and repairs, as its README tells them; what changes something is audited."""
+        await require_live_session(self._database, admin)
+        if not _PLAIN_PATH.fullmatch(path):
+            raise NotFound("There is nothing here.")
+        content_type = request.headers.get("content-type")
+        response = await self._metering.call(
+            request.method,
+            f"/internal/admin/{path}",
+            params=request.query_params.multi_items(),
+            content=await request.body() or None,
+            headers={"x-actor": str(admin.user_id), **({"content-type": content_type} if content_type else {})},
+        )
+        if response.is_success and request.method != "GET":
+            async with self._database.transaction() as conn:
+                await queries.insert_audit(
+                    conn,
+                    actor=str(admin.user_id),
+                    action="metering",
+                    subject=f"{request.method} {path}",
                     request_id=request.state.request_id,
                 )
         return pass_back(response)

@@ -6,10 +6,14 @@ number first), then the one that expires first, then the oldest. What a refund g
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Final
 from uuid import UUID
 
 from libs.common.errors import Conflict, NotFound
+
+NEVER: Final = datetime.max.replace(tzinfo=UTC)
+"""When a grant expires that lasts."""
 
 
 class GrantNotFound(NotFound):

@@ -5,14 +5,15 @@ from datetime import datetime
 from uuid import UUID
 
 from libs.common.database import Connection, Record
-from services.metering.grants.domain import Grant
+from services.metering.grants.domain import NEVER, Grant
 
 
 async def lock_grants(conn: Connection, *, user_id: str, metrics: Sequence[str]) -> dict[str, list[Grant]]:
     """Grants that are not void and not used up before any use in an open period, by metric."""
     rows = await conn.fetch(
         """
-        SELECT id, metric_type, amount, used_amount, priority, starts_at, expires_at, created_at
+        SELECT id, metric_type, amount, used_amount, priority, starts_at, nullif(expires_at, 'infinity') AS expires_at,
+            created_at
         FROM metering.grants WHERE user_id = $1 AND metric_type = ANY($2) AND voided_at IS NULL
         ORDER BY id
         -- FOR UPDATE: the same credit is not promised in two periods at once, and not spent twice.
@@ -116,7 +117,7 @@ async def insert_grant(
     made = await conn.execute(
         """
         INSERT INTO metering.grants (id, user_id, metric_type, amount, priority, expires_at, reason, granted_by)
-        VALUES ($1, $2, $3, $4, $5, coalesce($6, 'infinity'), $7, $8)
+        VALUES ($1, $2, $3, $4, $5, coalesce($6::timestamptz, 'infinity'), $7, $8)
         -- ON CONFLICT: the same grant asked for twice at once is made once.
         ON CONFLICT (id) DO NOTHING
         """,
@@ -170,6 +171,6 @@ def _grant(row: Record) -> Grant:
         used=row["used_amount"],
         priority=row["priority"],
         starts_at=row["starts_at"],
-        expires_at=row["expires_at"],
+        expires_at=row["expires_at"] or NEVER,
         created_at=row["created_at"],
     )

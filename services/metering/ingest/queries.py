@@ -9,7 +9,7 @@ from uuid import UUID
 from libs.common.database import Connection
 from services.metering.domain import Period
 from services.metering.ingest.domain import Gauge, UsageEvent
-from services.metering.queries import Counter
+from services.metering.queries import Counter, make_counters
 
 
 class Entry(NamedTuple):
@@ -69,20 +69,8 @@ async def find_periods(conn: Connection, wanted: Sequence[tuple[str, datetime]])
 
 async def lock_gauges(conn: Connection, counters: Mapping[Counter, datetime]) -> dict[Counter, Gauge]:
     """Make the counters that are not there yet (with the ends of their periods), lock them, and return their state."""
+    await make_counters(conn, counters)
     keys = sorted(counters)
-    names = [key[0] for key in keys], [key[1] for key in keys], [key[2] for key in keys]
-    await conn.execute(
-        """
-        INSERT INTO usage_metrics (user_id, metric_type, period_start, period_end)
-        SELECT user_id, metric, period_start, period_end
-        FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[])
-            AS k(user_id, metric, period_start, period_end)
-        -- ON CONFLICT: a maximum is worked out from what the counter says, so there must be one, made by one of us.
-        ON CONFLICT (user_id, metric_type, period_start) DO NOTHING
-        """,
-        *names,
-        [counters[key] for key in keys],
-    )
     rows = await conn.fetch(
         """
         SELECT c.user_id, c.metric_type, c.period_start, c.metric_value, c.latest_at, c.latest_id
@@ -93,7 +81,9 @@ async def lock_gauges(conn: Connection, counters: Mapping[Counter, datetime]) ->
         -- FOR UPDATE: what is worked out from the counter stays true until it is written.
         FOR UPDATE OF c
         """,
-        *names,
+        [key[0] for key in keys],
+        [key[1] for key in keys],
+        [key[2] for key in keys],
     )
     return {
         (row["user_id"], row["metric_type"], row["period_start"]): Gauge(

@@ -66,13 +66,13 @@ class Proof:
         return self.counters == self.ledger
 
 
-async def prove(database: Database) -> Proof:
+async def prove(database: Database, *, users_at_once: int = USERS_AT_ONCE) -> Proof:
     """Compare all counters with the ledger and the open holds; equal checksums on both sides prove them equal."""
     proof = Proof()
     after, until = "", None
     while True:
         async with database.transaction() as conn:
-            until = await queries.find_bound(conn, after=after, users=USERS_AT_ONCE)
+            until = await queries.find_bound(conn, after=after, users=users_at_once)
             sides = await queries.compare(conn, after=after, until=until)
         if "counters" in sides:
             proof.counters.add(sides["counters"])
@@ -83,13 +83,13 @@ async def prove(database: Database) -> Proof:
         after = until
 
 
-async def rebuild(database: Database) -> Proof:
+async def rebuild(database: Database, *, users_at_once: int = USERS_AT_ONCE) -> Proof:
     """Mend every counter that differs and prove the result; tells what it mended."""
     mended: list[dict[str, Any]] = []
     after, until = "", None
     while True:
         async with database.transaction() as conn:
-            until = await queries.find_bound(conn, after=after, users=USERS_AT_ONCE)
+            until = await queries.find_bound(conn, after=after, users=users_at_once)
             found = await queries.find_drift(conn, after=after, until=until)
         mended += await _mend(database, found)
         if until is None:

@@ -94,11 +94,7 @@ async def _rebook(
     if not changes:
         return
     source, event_id, kind = event
-    counters = await queries.lock_counters(
-        conn, sorted((hold.user_id, metric, hold.period.start) for metric in changes)
-    )
-    used = {metric: usage.used for (_, metric, _), usage in counters.items()}
-    forgiven = {metric: max(0, -amount - used.get(metric, 0)) for metric, amount in changes.items()}
+    forgiven = await _forgiven_before(conn, hold, changes)
     await ledger.insert_entries(
         conn,
         changes,
@@ -121,7 +117,7 @@ async def _rebook(
         attributes={"run_id": str(hold.id), "reason": "a reset had forgiven this before"},
     )
     applied = {metric: amount + forgiven[metric] for metric, amount in changes.items()}
-    now_used = await queries.change_usage(conn, user_id=hold.user_id, period=hold.period, used=applied, held={})
+    used = await queries.change_usage(conn, user_id=hold.user_id, period=hold.period, used=applied, held={})
     account = await accounts.get_account(conn, plans, hold.user_id)
     if account.has_grants:
         await spend_credits(
@@ -129,7 +125,14 @@ async def _rebook(
             user_id=hold.user_id,
             limits=account_rules.limits_of(plans, account),
             booked=applied,
-            used=now_used,
+            used=used,
             period=hold.period,
             at=hold.created_at,
         )
+
+
+async def _forgiven_before(conn: Connection, hold: Hold, changes: Amounts) -> dict[str, int]:
+    """How much of what is to be taken back the counters, now locked, do not hold any more."""
+    keys = sorted((hold.user_id, metric, hold.period.start) for metric in changes)
+    used = {metric: usage.used for (_, metric, _), usage in (await queries.lock_counters(conn, keys)).items()}
+    return {metric: max(0, -amount - used.get(metric, 0)) for metric, amount in changes.items()}
