@@ -71,19 +71,19 @@ CREATE TABLE public.usage_metrics (
 -- The names of all facts ever booked, and what each said: what makes a fact count once for ever, in whatever month of
 -- the ledger it stands and also when that month is detached. `key` and `digest` are the first 128 bits of SHA-256.
 CREATE TABLE metering.booked_events (
-    key uuid PRIMARY KEY,
-    digest uuid NOT NULL,
+    key bytea PRIMARY KEY CHECK (length(key) = 16),
+    digest bytea NOT NULL CHECK (length(digest) = 16),
     booked_at timestamptz NOT NULL DEFAULT now()
 );
 
-CREATE FUNCTION metering.event_key(source text, event_id text) RETURNS uuid LANGUAGE sql IMMUTABLE SET search_path = '' AS
-$$ SELECT encode(substring(sha256(convert_to(source || E'\n' || event_id, 'UTF8')) FOR 16), 'hex')::uuid $$;
+CREATE FUNCTION metering.event_key(source text, event_id text) RETURNS bytea LANGUAGE sql IMMUTABLE SET search_path = '' AS
+$$ SELECT substring(sha256(convert_to(source || E'\n' || event_id, 'UTF8')) FOR 16) $$;
 GRANT EXECUTE ON FUNCTION metering.event_key(text, text) TO venture_metering, venture_operator;
 
 -- What came again under a name that is booked, with other content: refused, and kept to be looked at.
 CREATE TABLE metering.conflicts (
-    key uuid NOT NULL,
-    digest uuid NOT NULL,
+    key bytea NOT NULL,
+    digest bytea NOT NULL,
     source text NOT NULL,
     event_id text NOT NULL,
     user_id text NOT NULL,
@@ -173,7 +173,7 @@ CREATE TABLE metering.seen_values (
     user_id text NOT NULL,
     metric_type text NOT NULL,
     period_start timestamptz NOT NULL,
-    value_key uuid NOT NULL,
+    value_key bytea NOT NULL,
     PRIMARY KEY (user_id, metric_type, period_start, value_key)
 );
 

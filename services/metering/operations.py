@@ -257,7 +257,7 @@ async def _record_hold(conn: Connection, account: Account, *, hold_id: UUID, use
 
 
 async def _follow_up(
-    conn: Connection, plans: Plans, account: Account, hold: Hold, *, booked: Amounts, counters: Amounts
+    conn: Connection, plans: Plans, account: Account, hold: Hold, *, booked: dict[str, int], counters: Amounts
 ) -> None:
     """What follows from a settlement: credits are spent, the user and billing are told, thresholds are told once."""
     if account.has_grants and any(booked.values()):
@@ -281,7 +281,7 @@ def _require_owner(hold: Hold, user_id: UUID) -> None:
         raise HoldConflict("This id names the hold of another user.")
 
 
-async def _keep_conflict(conn: Connection, hold: Hold, digest: UUID, content: Mapping[str, Any]) -> None:
+async def _keep_conflict(conn: Connection, hold: Hold, digest: bytes, content: Mapping[str, Any]) -> None:
     """A run that is booked was told again: the same is nothing new, anything else is kept for the operators."""
     key = ledger_rules.event_key(ledger_rules.RUNS, str(hold.id))
     booked = (await ledger.find_digests(conn, [key])).get(key)
@@ -305,7 +305,7 @@ async def _book_for_the_erased(
     *,
     cost_micro_usd: int,
     attributes: Mapping[str, Any],
-    digest: UUID,
+    digest: bytes,
 ) -> None:
     key = ledger_rules.event_key(ledger_rules.RUNS, str(run_id))
     if not await ledger.claim_event(conn, key=key, digest=digest):

@@ -4,22 +4,24 @@ An event is refused alone: the others of its batch are counted. Values are whole
 fractions are meant, the sender counts in a smaller unit.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, Self, cast
 from uuid import UUID
 
 import orjson
 
 from libs.common.errors import Forbidden, Invalid
-from libs.common.plans import Meter, Plans
+from libs.common.plans import Ingest, Meter, Plans
 from services.metering.domain import MAX_AMOUNT
 from services.metering.ledger.domain import digest, event_key
 
 MAX_BATCH: Final = 1_000
 MAX_NAME: Final = 200
 MAX_PROPERTIES_BYTES: Final = 4_096
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _NAMED: Final = frozenset({"user_id", "metric", "value", "cost_micro_usd"})
 
 
@@ -52,13 +54,15 @@ class Reporter:
         return f"service:{source}" if self.user_id is None else f"user:{self.user_id}:{source}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UsageEvent:
-    """`at` is None if the sender did not say when; it is now, then."""
+class UsageEvent(NamedTuple):
+    """A tuple, because twenty thousand of them a second are made and a frozen dataclass costs four times as much.
 
-    index: int
-    key: UUID
-    digest: UUID
+    `at` is None if the sender did not say when; it is now, then.
+    """
+
+    place: int
+    key: bytes
+    digest: bytes
     source: str
     event_id: str
     user_id: str
@@ -70,14 +74,13 @@ class UsageEvent:
     readings: Sequence["Reading"]
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """What one meter reads off one event; for a meter of different values `value` is the value's name."""
 
     meter: str
     aggregation: str
     value: int
-    seen: UUID | None = None
+    seen: bytes | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -140,12 +143,12 @@ def read_event(raw: Any, index: int, reporter: Reporter, catalogue: Catalogue) -
     metric = facts.get("metric")
     if not isinstance(metric, str):
         raise Refused("metric_missing")
-    properties = orjson.dumps({name: value for name, value in facts.items() if name not in _NAMED})
+    properties = orjson.dumps({name: facts[name] for name in facts if name not in _NAMED})
     if len(properties) > MAX_PROPERTIES_BYTES:
         raise Refused("properties_too_long")
     name = reporter.name(source)
     return UsageEvent(
-        index=index,
+        place=index,
         key=event_key(name, event_id),
         digest=digest({"data": facts, "time": event.get("time")}),
         source=name,
@@ -162,10 +165,9 @@ def read_event(raw: Any, index: int, reporter: Reporter, catalogue: Catalogue) -
 def _user_of(value: Any, reporter: Reporter) -> str:
     if value is None and reporter.user_id is not None:
         return str(reporter.user_id)
-    try:
-        user_id = str(UUID(value))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise Refused("user_id_must_be_a_uuid") from error
+    if not isinstance(value, str) or not _UUID.fullmatch(value):
+        raise Refused("user_id_must_be_a_uuid")
+    user_id = value.lower()
     if reporter.user_id is not None and user_id != str(reporter.user_id):
         raise Refused("not_your_user")
     return user_id
@@ -189,12 +191,23 @@ def _cost_of(value: Any) -> int:
     return value
 
 
-def check_age(at: datetime, *, now: datetime, max_age_days: int, max_ahead_s: int) -> None:
-    """Raises Refused for an event from so long ago that its period may be closed, or from the future."""
-    if at > now + timedelta(seconds=max_ahead_s):
-        raise Refused("in_the_future")
-    if at < now - timedelta(days=max_age_days):
-        raise Refused("too_old")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """When an event may have happened to be counted: not so long ago that its period may be closed, nor ahead of us."""
+
+    earliest: datetime
+    latest: datetime
+
+    @classmethod
+    def around(cls, now: datetime, limits: Ingest) -> Self:
+        return cls(
+            earliest=now - timedelta(days=limits.max_age_days), latest=now + timedelta(seconds=limits.max_ahead_s)
+        )
+
+    def refusal(self, at: datetime) -> str | None:
+        if at > self.latest:
+            return "in_the_future"
+        return "too_old" if at < self.earliest else None
 
 
 def month_of(at: datetime) -> tuple[datetime, datetime]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from uuid import UUID
+from typing import NamedTuple
 
 import structlog
 
@@ -18,7 +18,7 @@ from services.metering.accounts.operations import thresholds_told
 from services.metering.domain import Period
 from services.metering.grants.operations import spend_credits
 from services.metering.ingest import domain, queries
-from services.metering.ingest.domain import Gauge, Reading, Refused, UsageEvent
+from services.metering.ingest.domain import Gauge, Reading, UsageEvent
 from services.metering.ingest.queries import Change, Entry
 from services.metering.ledger import queries as ledger
 from services.metering.queries import Counter
@@ -35,8 +35,7 @@ class Receipt:
     rejected: dict[int, str] = field(default_factory=dict[int, str])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Placed:
+class _Placed(NamedTuple):
     """An event whose time and period are known."""
 
     event: UsageEvent
@@ -55,7 +54,7 @@ async def count_events(conn: Connection, plans: Plans, events: Sequence[UsageEve
         new = [one for key, one in unique.items() if key in claimed]
         receipt.accepted = len(new)
         await _tell_known(conn, placed, unique, claimed, receipt)
-        await _count(conn, plans, sorted(new, key=lambda one: one.event.index))
+        await _count(conn, plans, sorted(new, key=lambda one: one.event.place))
     return receipt
 
 
@@ -64,29 +63,31 @@ async def _place(
 ) -> list[_Placed]:
     """Find each event's period; refuse those from too long ago or from the future, by the database's clock."""
     now = next(iter(known.values())).read_at
-    limits = plans.ingest
+    window = domain.Window.around(now, plans.ingest)
     own_periods = set(plans.tiers_by_subscription)
     by_subscription: list[tuple[str, datetime]] = []
     timely: list[tuple[UsageEvent, datetime]] = []
     for event in events:
         at = event.at or now
-        try:
-            domain.check_age(at, now=now, max_age_days=limits.max_age_days, max_ahead_s=limits.max_ahead_s)
-        except Refused as refusal:
-            receipt.rejected[event.index] = refusal.reason
+        reason = window.refusal(at)
+        if reason is not None:
+            receipt.rejected[event.place] = reason
             continue
         timely.append((event, at))
         if known[event.user_id].tier in own_periods:
             by_subscription.append((event.user_id, at))
     periods = await queries.find_periods(conn, by_subscription) if by_subscription else {}
-    months: dict[tuple[int, int], Period] = {}
+    months: dict[datetime, Period] = {}
 
     def period_of(user_id: str, at: datetime) -> Period:
         own = periods.get((user_id, at))
         if own is not None:
             return own
-        start, end = domain.month_of(at)
-        return months.setdefault((start.year, start.month), Period(start=start, end=end))
+        month = months.get(at)
+        if month is None:
+            start, end = domain.month_of(at)
+            month = months[at] = Period(start=start, end=end)
+        return month
 
     return [
         _Placed(event=event, at=at, period=period_of(event.user_id, at), account=known[event.user_id])
@@ -97,8 +98,8 @@ async def _place(
 async def _tell_known(
     conn: Connection,
     placed: Sequence[_Placed],
-    unique: Mapping[UUID, _Placed],
-    claimed: set[UUID],
+    unique: Mapping[bytes, _Placed],
+    claimed: set[bytes],
     receipt: Receipt,
 ) -> None:
     """Tell duplicates from contradictions: the same name with other content is refused, and kept to be looked at."""
@@ -111,7 +112,7 @@ async def _tell_known(
         if said.get(event.key) == event.digest:
             receipt.duplicates += 1
             continue
-        receipt.rejected[event.index] = "conflicts_with_an_earlier_event"
+        receipt.rejected[event.place] = "conflicts_with_an_earlier_event"
         log.warning("usage_conflict", source=event.source, event_id=event.event_id)
         await ledger.upsert_conflict(
             conn,
@@ -166,7 +167,7 @@ async def _lock(conn: Connection, readings: Iterable[tuple[_Placed, Reading]]) -
     return {counter: gauge for counter, gauge in gauges.items() if counter in moving}
 
 
-async def _see(conn: Connection, readings: Iterable[tuple[_Placed, Reading]]) -> set[tuple[Counter, UUID]]:
+async def _see(conn: Connection, readings: Iterable[tuple[_Placed, Reading]]) -> set[tuple[Counter, bytes]]:
     values = {
         (_counter(one, reading), reading.seen)
         for one, reading in readings
@@ -184,19 +185,19 @@ async def _tell_users(
 ) -> None:
     """What follows from new counters: credits are spent, thresholds told."""
     known = {one.event.user_id: one.account for one in placed}
+    touched: dict[tuple[str, datetime], list[Counter]] = {}
+    for counter in changes:
+        touched.setdefault((counter[0], counter[2]), []).append(counter)
     reached: list[ThresholdReached] = []
-    for user_id, period in {(key[0], Period(start=key[2], end=change.period_end)) for key, change in changes.items()}:
+    for (user_id, start), counters in touched.items():
         account = known[user_id]
         limits = account_rules.limits_of(plans, account)
-        mine = {
-            metric: used[user_id, metric, start]
-            for owner, metric, start in changes
-            if (owner, start) == (user_id, period.start) and metric in limits
-        }
+        mine = {counter[1]: used[counter] for counter in counters if counter[1] in limits}
         if not mine:
             continue
+        period = Period(start=start, end=changes[counters[0]].period_end)
         if account.has_grants:
-            booked = {metric: changes[user_id, metric, period.start].amount for metric in mine}
+            booked = {metric: changes[user_id, metric, start].amount for metric in mine}
             at = max(one.at for one in placed if one.event.user_id == user_id)
             await spend_credits(conn, user_id=user_id, limits=limits, booked=booked, used=mine, period=period, at=at)
         reached += await thresholds_told(conn, plans, account, user_id=user_id, period=period, used=mine)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
-from uuid import UUID
 
 from libs.common.database import Connection
 from services.metering.domain import Period
@@ -34,13 +33,13 @@ class Change:
     latest: tuple[datetime, str] | None = None
 
 
-async def claim_events(conn: Connection, events: Sequence[UsageEvent]) -> set[UUID]:
+async def claim_events(conn: Connection, events: Sequence[UsageEvent]) -> set[bytes]:
     """Take the names of these events; return those that were free."""
-    ordered = sorted(events, key=lambda event: event.key.bytes)
+    ordered = sorted(events, key=lambda event: event.key)
     rows = await conn.fetch(
         """
         INSERT INTO metering.booked_events (key, digest)
-        SELECT key, digest FROM unnest($1::uuid[], $2::uuid[]) AS e(key, digest)
+        SELECT key, digest FROM unnest($1::bytea[], $2::bytea[]) AS e(key, digest)
         -- ON CONFLICT: of two batches with the same event the second waits for the first's commit; all batches take
         -- their names in the same order, so none waits for one that waits for it.
         ON CONFLICT (key) DO NOTHING
@@ -94,14 +93,14 @@ async def lock_gauges(conn: Connection, counters: Mapping[Counter, datetime]) ->
     }
 
 
-async def insert_seen_values(conn: Connection, values: set[tuple[Counter, UUID]]) -> set[tuple[Counter, UUID]]:
+async def insert_seen_values(conn: Connection, values: set[tuple[Counter, bytes]]) -> set[tuple[Counter, bytes]]:
     """Note the values; return those that had not been seen in their period."""
-    ordered = sorted(values, key=lambda value: (value[0], value[1].bytes))
+    ordered = sorted(values)
     rows = await conn.fetch(
         """
         INSERT INTO metering.seen_values (user_id, metric_type, period_start, value_key)
         SELECT user_id, metric, period_start, value_key
-        FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::uuid[])
+        FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::bytea[])
             AS v(user_id, metric, period_start, value_key)
         -- ON CONFLICT: a value is new once, whoever brings it; their counters are locked, so nobody brings it just now.
         ON CONFLICT (user_id, metric_type, period_start, value_key) DO NOTHING

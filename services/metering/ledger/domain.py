@@ -7,7 +7,6 @@ narrow enough to be kept for ever, and the same as `metering.event_key` makes in
 import hashlib
 from collections.abc import Mapping
 from typing import Any, Final
-from uuid import UUID
 
 import orjson
 
@@ -25,13 +24,13 @@ class RunNotBooked(NotFound):
     code = "metering.run_not_booked"
 
 
-def event_key(source: str, event_id: str) -> UUID:
+def event_key(source: str, event_id: str) -> bytes:
     return _name(f"{source}\n{event_id}".encode())
 
 
-def digest(content: Mapping[str, Any]) -> UUID:
+def digest(content: Mapping[str, Any]) -> bytes:
     return _name(orjson.dumps(content, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS))
 
 
-def _name(content: bytes) -> UUID:
-    return UUID(bytes=hashlib.sha256(content).digest()[:16])
+def _name(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()[:16]

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 from libs.common.database import Connection, Record
 from services.metering.domain import Amounts, Hold, Transition
@@ -18,7 +17,7 @@ async def book_settlement(
     used: Amounts,
     cost_micro_usd: int,
     attributes: Mapping[str, Any],
-    digest: UUID,
+    digest: bytes,
 ) -> tuple[bool, dict[str, int]]:
     """Book what a run used, free what its hold held and end the hold, in one statement.
 
@@ -77,7 +76,7 @@ async def book_settlement(
     return bool(rows and rows[0]["claimed"]), {row["metric_type"]: row["metric_value"] for row in rows}
 
 
-async def claim_event(conn: Connection, *, key: UUID, digest: UUID) -> bool:
+async def claim_event(conn: Connection, *, key: bytes, digest: bytes) -> bool:
     """Take a fact's name for its booking; False if it is booked already."""
     taken = await conn.execute(
         """
@@ -91,10 +90,10 @@ async def claim_event(conn: Connection, *, key: UUID, digest: UUID) -> bool:
     return taken == 1
 
 
-async def find_digests(conn: Connection, keys: list[UUID]) -> dict[UUID, UUID]:
+async def find_digests(conn: Connection, keys: list[bytes]) -> dict[bytes, bytes]:
     """What the booked facts of these names said."""
     rows = await conn.fetch("SELECT key, digest FROM metering.booked_events WHERE key = ANY($1)", keys)
-    return {UUID(int=row["key"].int): UUID(int=row["digest"].int) for row in rows}
+    return {row["key"]: row["digest"] for row in rows}
 
 
 async def insert_entries(
@@ -131,7 +130,7 @@ async def insert_entries(
 
 
 async def upsert_conflict(
-    conn: Connection, *, source: str, event_id: str, digest: UUID, user_id: str, content: Mapping[str, Any]
+    conn: Connection, *, source: str, event_id: str, digest: bytes, user_id: str, content: Mapping[str, Any]
 ) -> None:
     """Keep what came under a booked name with other content, each such content once."""
     await conn.execute(

@@ -94,6 +94,7 @@ async def _rebook(
     if not changes:
         return
     source, event_id, kind = event
+    attributes = {"run_id": str(hold.id), **attributes}
     forgiven = await _forgiven_before(conn, hold, changes)
     await ledger.insert_entries(
         conn,
@@ -103,7 +104,7 @@ async def _rebook(
         user_id=hold.user_id,
         kind=kind,
         period_start=hold.period.start,
-        attributes={"run_id": str(hold.id), **attributes},
+        attributes=attributes,
         costs=costs,
     )
     await ledger.insert_entries(
@@ -114,10 +115,10 @@ async def _rebook(
         user_id=hold.user_id,
         kind="adjustment",
         period_start=hold.period.start,
-        attributes={"run_id": str(hold.id), "reason": "a reset had forgiven this before"},
+        attributes={**attributes, "reason": "a reset had forgiven this before"},
     )
     applied = {metric: amount + forgiven[metric] for metric, amount in changes.items()}
-    used = await queries.change_usage(conn, user_id=hold.user_id, period=hold.period, used=applied, held={})
+    used = await queries.change_counters(conn, hold, used=applied)
     account = await accounts.get_account(conn, plans, hold.user_id)
     if account.has_grants:
         await spend_credits(
