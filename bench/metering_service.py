@@ -49,7 +49,7 @@ async def service_process(
                 except httpx.TransportError:
                     return False
 
-            await eventually(answers, within_s=20)
+            await eventually(answers, within_s=60)
         yield url, process.pid
     finally:
         process.terminate()

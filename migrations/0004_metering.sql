@@ -339,7 +339,7 @@ $$ SELECT min(month) FROM metering.ledger_months() WHERE is_attached $$;
 GRANT EXECUTE ON FUNCTION metering.make_ledger_months(timestamptz, timestamptz), metering.ledger_months(),
     metering.detach_ledger_months(timestamptz), metering.ledger_since() TO venture_metering, venture_operator;
 
-SELECT metering.make_ledger_months(now() - interval '3 months', now() + interval '3 months');
+DO $$ BEGIN PERFORM metering.make_ledger_months(now() - interval '3 months', now() + interval '3 months'); END $$;
 
 -- Deleting a counter gives the quota back: the ledger gets the opposite amount, so both stay equal, and what open
 -- holds still hold stays held, so that the runs under way cannot exceed the limit either.

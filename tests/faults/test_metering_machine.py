@@ -17,7 +17,7 @@ def test_ten_thousand_steps_keep_every_promise(machine: type[Metering], request:
             max_examples=200,
             stateful_step_count=50,
             deadline=None,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
             derandomize=bool(seed),
         ),
     )

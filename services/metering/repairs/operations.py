@@ -119,13 +119,17 @@ async def _rebook(
     )
     applied = {metric: amount + forgiven[metric] for metric, amount in changes.items()}
     used = await queries.change_counters(conn, hold, used=applied)
+    await _spend(conn, plans, hold, booked=applied, used=used)
+
+
+async def _spend(conn: Connection, plans: Plans, hold: Hold, *, booked: Amounts, used: Amounts) -> None:
     account = await accounts.get_account(conn, plans, hold.user_id)
     if account.has_grants:
         await spend_credits(
             conn,
             user_id=hold.user_id,
             limits=account_rules.limits_of(plans, account),
-            booked=applied,
+            booked=booked,
             used=used,
             period=hold.period,
             at=hold.created_at,
