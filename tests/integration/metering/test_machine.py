@@ -119,7 +119,7 @@ class Metering(RuleBasedStateMachine):
             self.world.run(work())
         except QuotaExceeded:
             assert standing + amount > ceiling, "refused although it fits"
-            return multiple()
+            return multiple()  # pyright: ignore[reportUnknownVariableType]
         assert standing + amount <= ceiling, "granted although it does not fit"
         return hold_id
 
