@@ -149,9 +149,9 @@ class Ending:
         )
 
     @classmethod
-    def crashed(cls, error: RunError) -> "Ending":
-        """We failed, or cannot do what was asked: nothing is charged."""
-        return cls(outcome=Outcome.FAILED, is_billable=False, error=error)
+    def crashed(cls, error: RunError, *, output: str | None = None) -> "Ending":
+        """We failed, or cannot do what was asked: nothing is charged. What was said stays, as the stream has it."""
+        return cls(outcome=Outcome.FAILED, is_billable=False, error=error, output=output)
 
     @classmethod
     def timed_out(cls, error: RunError, *, usage: Usage, output: str | None, model_used: str | None) -> "Ending":

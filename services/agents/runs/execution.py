@@ -123,7 +123,8 @@ class Execution:
             raise
         except Exception:  # the edge of a run: a bug ends this run, visibly and at our cost, and no other
             log.exception("run_crashed", run_id=str(self.run_id))
-            return Ending.crashed(RunError(code="agents.internal", detail="Something went wrong on our side."))
+            ours = RunError(code="agents.internal", detail="Something went wrong on our side.")
+            return Ending.crashed(ours, output=self._said())
 
     async def _converse(self, provider: ModelProvider, prompt: Prompt, *, deadline: float) -> Ending:
         """One round for most runs; an orchestrator may use tools, and has one chance to mend its plan.
@@ -303,7 +304,7 @@ class Execution:
     def _stopped(self, reason: StopReason) -> Ending:
         match reason:
             case StopReason.CANCELLED:
-                return Ending.cancelled(usage=self._usage(), output=self._text(), model_used=self._model_used)
+                return Ending.cancelled(usage=self._usage(), output=self._said(), model_used=self._model_used)
             case StopReason.FENCED | StopReason.SHUTDOWN:
                 raise Stopped
             case _:
@@ -323,11 +324,15 @@ class Execution:
 
     def _failed(self, error: RunError, *, reported: Usage | None) -> Ending:
         usage = self._spent.plus(reported or self._reported or Usage())
-        return Ending.failed(error, usage=usage, output=self._text() or None, model_used=self._model_used)
+        return Ending.failed(error, usage=usage, output=self._said(), model_used=self._model_used)
 
     def _timed_out(self, detail: str) -> Ending:
         error = RunError(code="agents.run_timed_out", detail=f"{detail} Nothing was charged.")
-        return Ending.timed_out(error, usage=self._usage(), output=self._text() or None, model_used=self._model_used)
+        return Ending.timed_out(error, usage=self._usage(), output=self._said(), model_used=self._model_used)
+
+    def _said(self) -> str | None:
+        """What the user was shown; nothing of a plan that never came to stand."""
+        return None if self._is_held_back else self._text() or None
 
     def _text(self) -> str:
         return "".join(self._output)

@@ -152,10 +152,11 @@ async def finish_lost_runs(conn: Connection, *, limit: int) -> list[tuple[UUID, 
     """End the runs whose workers vanished and that are not tried again; nothing is charged for them."""
     finished: list[tuple[UUID, list[RunEvent]]] = []
     for lost in await lease_queries.lock_lost_runs(conn, limit=limit):
+        said = await queries.text_of_attempt(conn, lost.id)
         ending = (
-            Ending.cancelled()
+            replace(Ending.cancelled(), output=said)
             if lost.is_cancel_requested
-            else Ending.crashed(RunError(code="agents.attempts_exhausted", detail=ATTEMPTS_EXHAUSTED))
+            else Ending.crashed(RunError(code="agents.attempts_exhausted", detail=ATTEMPTS_EXHAUSTED), output=said)
         )
         events = await finish_run(conn, lost.id, ending, lease_token=lost.lease_token)
         if events is not None:

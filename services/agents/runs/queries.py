@@ -285,6 +285,18 @@ async def list_events(conn: Connection, run_id: UUID, *, after: int, limit: int)
     return [RunEvent(seq=row["seq"], type=row["type"], data=row["data"]) for row in rows]
 
 
+async def text_of_attempt(conn: Connection, run_id: UUID) -> str | None:
+    """What a reader of the stream has before them: the text since the last `run.started`; None before the first."""
+    return await conn.fetchval(
+        """
+        SELECT string_agg(data->>'text', '' ORDER BY seq) FROM agents.run_events
+        WHERE run_id = $1 AND type = 'run.delta'
+          AND seq > (SELECT max(seq) FROM agents.run_events WHERE run_id = $1 AND type = 'run.started')
+        """,
+        run_id,
+    )
+
+
 async def has_ended_by(conn: Connection, run_id: UUID, *, seq: int) -> bool:
     """Whether the run's terminal event has a number up to `seq`."""
     return await conn.fetchval(

@@ -130,13 +130,17 @@ async def test_a_killed_worker_s_run_gets_a_second_attempt(place: Place, databas
 
 async def test_three_broken_attempts_fail_the_run_at_no_charge(place: Place, database: Database, user_id: UUID) -> None:
     run_id = await request_run(database, user_id)
-    for _ in range(3):
-        assert len(await lease(database)) == 1
+    for attempt in range(1, 4):
+        (started,) = await lease(database)
+        async with database.transaction() as conn:
+            delta = RunEvent(seq=started.event.seq + 1, type="run.delta", data={"text": f"Attempt {attempt}"})
+            await queries.append_events(conn, run_id, [delta], lease_token=started.run.lease_token)
         await expire(place.database, run_id)
     assert await lease(database) == []
     async with agents(place, FakeModel()):
         row = await has_status(place.database, run_id, "failed")
-    assert row["error"]["code"] == "agents.attempts_exhausted"
+    assert (row["error"]["code"], row["output"]) == ("agents.attempts_exhausted", "Attempt 3")
+    assert text_of(await stream_of(place.database, run_id)) == "Attempt 3"
     [finished] = await emitted(place.database, FINISHED)
     assert (finished["outcome"], finished["is_billable"]) == ("failed", False)
 
