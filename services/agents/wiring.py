@@ -15,6 +15,7 @@ from libs.common.database import Database
 from libs.common.ids import new_id
 from libs.common.plans import Plans, load_plans
 from libs.common.process import Service
+from services.agents.atoms import api as atoms_api
 from services.agents.background import api as background_api
 from services.agents.consumers import subscriptions
 from services.agents.health import Checks
@@ -28,6 +29,7 @@ from services.agents.runs.execution import Engine
 from services.agents.runs.jobs import EventSweeper, RunWorker
 from services.agents.runs.lease_queries import Caps
 from services.agents.settings import Settings
+from services.agents.templates import api as templates_api
 
 
 @asynccontextmanager
@@ -51,6 +53,8 @@ async def build(
         app = backbone.new_app(checks)
         app.include_router(runs_api.Routes(database=backbone.database, mirror=mirror).router())
         app.include_router(prompts_api.Routes(database=backbone.database).router())
+        app.include_router(templates_api.Routes(database=backbone.database).router())
+        app.include_router(atoms_api.Routes(database=backbone.database).router())
         app.include_router(background_api.Routes(database=backbone.database, plans=plans, clock=clock).router())
         yield Service(
             name="agents",

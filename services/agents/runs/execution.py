@@ -29,7 +29,7 @@ from services.agents.ports import (
     ToolSpec,
     UsageReport,
 )
-from services.agents.prompts.domain import Prompt, TemplateNotFound, count_tokens, held_input_tokens
+from services.agents.prompts.domain import Prompt, count_tokens, held_input_tokens
 from services.agents.runs import operations, queries
 from services.agents.runs.domain import Ending, OutputWarning, RunError, RunEvent, StopReason, Usage
 from services.agents.runs.ingredients import read_prompt
@@ -37,6 +37,7 @@ from services.agents.runs.operations import StartedRun
 from services.agents.runs.orchestration import MAX_TOOL_ROUNDS, TOOLS, PlanInvalid, read_plan, repair_request
 from services.agents.runs.safety import check_output
 from services.agents.runs.tools import use_tool
+from services.agents.templates.domain import TemplateNotFound
 
 log = structlog.get_logger(__name__)
 
@@ -109,7 +110,7 @@ class Execution:
         deadline = time.monotonic() + self._engine.total_limit_s
         try:
             prompt, tier = await self._persist(lambda conn: read_prompt(conn, self._run))
-            self._atoms = tuple(atom.key for atom in prompt.atoms)
+            self._atoms = tuple(f"{atom.key}@{atom.version}" for atom in prompt.atoms)
             provider = self._engine.choose_model(ModelWish(requested=self._run.model_requested, tier=tier))
             self._model_used = provider.name
             return await self._converse(provider, prompt, deadline=deadline)
