@@ -46,8 +46,13 @@ class Person:
     client: httpx.AsyncClient
 
     async def ask(self, task: str = "Plan a launch") -> str:
-        answer = await self.client.post("/v1/runs", json={"task": task, "max_output_tokens": 500})
-        return answer.raise_for_status().json()["id"]
+        """As a patient client asks: again under the same key while the house is too busy."""
+        key = {"Idempotency-Key": str(new_id())}
+        while True:
+            answer = await self.client.post("/v1/runs", json={"task": task, "max_output_tokens": 500}, headers=key)
+            if answer.status_code not in {409, 503}:
+                return answer.raise_for_status().json()["id"]
+            await asyncio.sleep(0.2)
 
     async def first_token_ms(self) -> float:
         run_id = await self.ask()

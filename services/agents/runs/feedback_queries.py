@@ -1,12 +1,9 @@
-"""All SQL on what users thought of their runs, and what later prompts learn from it."""
+"""All SQL on what users thought of their runs, and the success rates it moves."""
 
 from collections.abc import Sequence
-from typing import Final
 from uuid import UUID
 
 from libs.common.database import Connection
-
-MAX_LESSONS: Final = 3
 
 
 async def find_feedback(conn: Connection, run_id: UUID) -> tuple[str, str | None] | None:
@@ -58,18 +55,3 @@ async def move_rates(conn: Connection, atoms: Sequence[str], *, approvals: int, 
         approvals,
         rejections,
     )
-
-
-async def list_lessons(conn: Connection, user_id: str, *, agent_type: str) -> list[str]:
-    """What the user found wrong with answers of this kind of agent, newest first."""
-    rows = await conn.fetch(
-        """
-        SELECT detail FROM agents.run_feedback
-        WHERE user_id = $1 AND agent_type = $2 AND verdict <> 'approved' AND detail IS NOT NULL
-        ORDER BY given_at DESC LIMIT $3
-        """,
-        user_id,
-        agent_type,
-        MAX_LESSONS,
-    )
-    return [row["detail"] for row in rows]
