@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tests.harness.fault_proxy import FaultProxy, open_proxy
+from tests.faults.fault_proxy import FaultProxy, open_proxy
 from tests.harness.house import House, open_house
 from tests.harness.services import Place, SettingsT
 

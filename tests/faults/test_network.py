@@ -9,8 +9,8 @@ import pytest
 
 from tests.faults.clients import ANSWER_WITHIN_S, Record, while_working
 from tests.faults.edges import Edge, open_house_behind_proxies
+from tests.faults.fault_proxy import Fault, FaultProxy
 from tests.faults.oracle import violations
-from tests.harness.fault_proxy import Fault, FaultProxy
 from tests.harness.house import House
 from tests.harness.patience import eventually
 from tests.harness.services import Place
