@@ -18,7 +18,7 @@ class Settings(CommonSettings):
     stripe_secret_key: SecretStr | None = None
     """Left out, billing is switched off: its routes answer 503 and everything else works."""
     stripe_webhook_secret: SecretStr | None = None
-    """Needed with the key. Two secrets with a comma between them while Stripe rotates."""
+    """Needed with the key. Several with commas: while Stripe rotates, and for a destination of thin events."""
     stripe_api_base: str | None = None
     frontend_url: Annotated[str, AfterValidator(_check_frontend_url)] = "http://localhost:3000"
     billing_grace_days: int = Field(default=7, ge=0, le=90)

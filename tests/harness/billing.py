@@ -10,6 +10,7 @@ from uuid import UUID
 import httpx
 import stripe
 
+from libs.common.plans import Plans
 from services.billing.settings import Settings
 from services.billing.wiring import build
 from tests.harness.database import TestDatabase
@@ -107,7 +108,9 @@ class Billing:
 
 
 @asynccontextmanager
-async def open_billing(place: Place, state: Path, *, delivers: bool = True) -> AsyncGenerator[Billing, None]:
+async def open_billing(
+    place: Place, state: Path, *, delivers: bool = True, plans: Plans | None = None
+) -> AsyncGenerator[Billing, None]:
     port, secret = free_port(), new_webhook_secret()
     settings = place.settings_for(
         Settings,
@@ -117,7 +120,7 @@ async def open_billing(place: Place, state: Path, *, delivers: bool = True) -> A
         stripe_api_base=f"http://127.0.0.1:{port}",
         frontend_url="https://app.example.com",
     )
-    async with run_service(build(settings)) as running:
+    async with run_service(build(settings, plans=plans)) as running:
         webhook_url = f"{running.base_url}/webhooks/stripe" if delivers else None
         async with stripe_emulator(state, port=port, webhook_secret=secret, webhook_url=webhook_url) as emulator:
             yield Billing(running=running, stripe=emulator, database=place.database, settings=settings)

@@ -15,6 +15,7 @@ import httpx
 from tests.harness.patience import eventually
 
 SECRET_KEY: Final = "sk_test_emulated0123456789"
+_V2_HEADERS: Final = {"Authorization": f"Bearer {SECRET_KEY}"}
 ROOT: Final = Path(__file__).parents[2]
 
 
@@ -59,6 +60,12 @@ class StripeEmulator:
         page = await self.api("GET", "events", limit="100")
         return list(reversed(page["data"]))
 
+    async def thin_events(self) -> list[dict[str, Any]]:
+        """Notices of the v2 API, oldest first."""
+        answer = await self._client.get("/v2/core/events", params={"limit": "100"}, headers=_V2_HEADERS)
+        answer.raise_for_status()
+        return list(reversed(answer.json()["data"]))
+
     async def calls(self, method: str, path: str) -> list[dict[str, Any]]:
         return (await self.look("calls", method=method, path=path))["calls"]
 
@@ -98,6 +105,16 @@ async def stripe_emulator(
         if process.returncode is None:
             process.terminate()
             await process.wait()
+
+
+async def make_meter(stripe: StripeEmulator, event_name: str) -> str:
+    """A meter that sums; return its id."""
+    made = await stripe.api(
+        "POST",
+        "billing/meters",
+        **{"display_name": event_name, "event_name": event_name, "default_aggregation[formula]": "sum"},
+    )
+    return made["id"]
 
 
 def new_webhook_secret() -> str:
