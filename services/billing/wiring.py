@@ -43,7 +43,11 @@ async def build(
     async with AsyncExitStack() as stack:
         if payments is None and settings.stripe_secret_key is not None:
             payments = await stack.enter_async_context(
-                open_stripe(settings.stripe_secret_key.get_secret_value(), api_base=settings.stripe_api_base)
+                open_stripe(
+                    settings.stripe_secret_key.get_secret_value(),
+                    api_base=settings.stripe_api_base,
+                    calls_per_s=settings.stripe_calls_per_s,
+                )
             )
         woken = asyncio.Event()
         backbone = await stack.enter_async_context(

@@ -1,6 +1,6 @@
 """Billing in process, on a database of its own, beside an emulated Stripe that delivers to it."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,8 +109,9 @@ class Billing:
 
 @asynccontextmanager
 async def open_billing(
-    place: Place, state: Path, *, delivers: bool = True, plans: Plans | None = None
+    place: Place, state: Path, *, delivers: bool = True, plans: Plans | None = None, flags: Sequence[str] = ()
 ) -> AsyncGenerator[Billing, None]:
+    """`flags` are the emulator's. Stripe is called as fast as it answers."""
     port, secret = free_port(), new_webhook_secret()
     settings = place.settings_for(
         Settings,
@@ -118,9 +119,12 @@ async def open_billing(
         stripe_secret_key=SECRET_KEY,
         stripe_webhook_secret=secret,
         stripe_api_base=f"http://127.0.0.1:{port}",
+        stripe_calls_per_s=500,
         frontend_url="https://app.example.com",
     )
     async with run_service(build(settings, plans=plans)) as running:
         webhook_url = f"{running.base_url}/webhooks/stripe" if delivers else None
-        async with stripe_emulator(state, port=port, webhook_secret=secret, webhook_url=webhook_url) as emulator:
+        async with stripe_emulator(
+            state, port=port, webhook_secret=secret, webhook_url=webhook_url, flags=flags
+        ) as emulator:
             yield Billing(running=running, stripe=emulator, database=place.database, settings=settings)

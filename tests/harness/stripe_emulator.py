@@ -5,7 +5,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -78,10 +78,11 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def stripe_emulator(
-    state: Path, *, port: int, webhook_secret: str, webhook_url: str | None = None
+    state: Path, *, port: int, webhook_secret: str, webhook_url: str | None = None, flags: Sequence[str] = ()
 ) -> AsyncGenerator[StripeEmulator, None]:
     """Start an emulator and end it on leaving. Without `webhook_url` it delivers nothing."""
     arguments = ["--port", str(port), "--state", str(state), "--webhook-secret", webhook_secret]
+    arguments += flags
     if webhook_url is not None:
         arguments += ["--webhook-url", webhook_url]
     process = await asyncio.create_subprocess_exec(
