@@ -156,9 +156,14 @@ def span(
     name: str, *, service: str, kind: SpanKind = SpanKind.INTERNAL, traceparent: str | None = None
 ) -> Generator[Span, None, None]:
     """Run the body inside a span; with `traceparent`, as the child of the remote one that sent it."""
-    parent = _propagator.extract({"traceparent": traceparent}) if traceparent else None
-    with tracer().start_as_current_span(name, context=parent, kind=kind, attributes={"venture.service": service}) as it:
+    with trace.use_span(start_span(name, service=service, kind=kind, traceparent=traceparent), end_on_exit=True) as it:
         yield it
+
+
+def start_span(name: str, *, service: str, kind: SpanKind, traceparent: str | None) -> Span:
+    """A span for work that is done in pieces: whoever starts it enters and ends it with `use_span`."""
+    parent = _propagator.extract({"traceparent": traceparent}) if traceparent else None
+    return tracer().start_span(name, context=parent, kind=kind, attributes={"venture.service": service})
 
 
 def current_traceparent() -> str | None:

@@ -3,7 +3,8 @@
 A connection that publishes is frozen by a memory or disk alarm, and would freeze our acks with it.
 """
 
-from libs.common.broker.consumer import Consumer, Handler, QueueState, Subscription
+from libs.common.broker.consumer import Consumer, QueueState
+from libs.common.broker.lane import Handler, Subscription
 from libs.common.broker.publisher import BrokerPublisher, BrokerUnavailable, open_publisher
 from libs.common.broker.topology import RETRY_DELAYS_S, parked_queue, queue_name
 
