@@ -5,7 +5,6 @@ First the consumer alone on a queue that is full (draining), then everything at 
 process, which shares the machine with the servers.
 """
 
-import asyncio
 import os
 import statistics
 import sys
@@ -14,6 +13,8 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, redirect_stdout
 from pathlib import Path
 from typing import Final
+
+import uvloop
 
 from libs.common import database as db
 from libs.common import outbox
@@ -124,7 +125,7 @@ def main() -> None:
         # As in production, each message's line of log is made and written.
         with redirect_stdout(nowhere):
             configure_logging(service="bench", level="INFO")
-        rounds = [asyncio.run(measure(servers, count)) for _ in range(ROUNDS)]
+        rounds = [uvloop.run(measure(servers, count)) for _ in range(ROUNDS)]
     figures = ", ".join(f"{name} {statistics.median(it[name] for it in rounds):.3g}" for name in rounds[0])
     print(f"{count} events, medians of {ROUNDS}: {figures}; load {os.getloadavg()[0]:.1f}")
 
