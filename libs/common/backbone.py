@@ -10,11 +10,12 @@ from starlette.types import ASGIApp
 
 from libs.common import database as db
 from libs.common import outbox
-from libs.common.broker import BrokerPublisher, Consumer, Subscription, open_publisher
+from libs.common.broker import BrokerPublisher, Consumer, ParkedMessages, Subscription, open_publisher
 from libs.common.clock import Clock
 from libs.common.database import Database
 from libs.common.health import Check, Finding, at_most, export_checks, health_router
 from libs.common.http import Edge, ServiceAuth, create_app
+from libs.common.parked_api import ParkedRoutes
 from libs.common.process import Loop
 from libs.common.settings import CommonSettings
 from libs.common.traffic import Traffic
@@ -35,6 +36,7 @@ class Backbone:
     clock: Clock
     database: Database
     publisher: BrokerPublisher
+    parked: ParkedMessages
     consumer: Consumer
     relay: outbox.Relay
     sweeper: outbox.Sweeper
@@ -77,6 +79,7 @@ class Backbone:
                 checks=checks,
             )
         )
+        app.include_router(ParkedRoutes(self.parked, self.consumer.queues).router())
         return app
 
     def edge(self, app: ASGIApp) -> ASGIApp:
@@ -137,6 +140,7 @@ async def open_backbone(
             clock=clock,
             database=database,
             publisher=publisher,
+            parked=ParkedMessages(amqp_url, publisher=publisher, name=service),
             consumer=Consumer(
                 amqp_url, service=service, subscriptions=subscriptions, database=database, publisher=publisher
             ),
