@@ -59,7 +59,7 @@ class Operator:
             return self.venture(*words[1:])
         path = f"{ROOT / 'scripts'}:{os.environ['PATH']}"
         done = subprocess.run(
-            ("bash", "-euo", "pipefail", "-c", line),
+            ("/bin/bash", "-euo", "pipefail", "-c", line),
             env={**os.environ, **self.environment, **given, "PATH": path},
             cwd=ROOT,
             capture_output=True,
