@@ -23,7 +23,7 @@ INSERT INTO agent_runs (id, user_id, agent_type, task, max_output_tokens)
     VALUES ('00000000-0000-7000-8000-000000000002', '00000000-0000-7000-8000-000000000001', 'any', 'x', 10);
 INSERT INTO agents.run_events (run_id, seq, type) VALUES ('00000000-0000-7000-8000-000000000002', 1, 'run.queued');
 """
-# What a schema is made of, as text: tables with columns, constraints and indexes; rights, policies, triggers, functions.
+# What a schema is made of, as text: columns, constraints, indexes, rights, policies, triggers, functions, views.
 SCHEMA: Final = """
 SELECT 'column' AS kind, format('%s.%s %s %s %s %s', table_schema, table_name, column_name, data_type, is_nullable,
     column_default) AS what FROM information_schema.columns WHERE table_schema = ANY($1)
