@@ -9,11 +9,12 @@ from starlette.types import ASGIApp
 
 from libs.common import database as db
 from libs.common import outbox
-from libs.common.broker import BrokerPublisher, Consumer, Subscription, open_publisher
+from libs.common.broker import BrokerPublisher, Consumer, ParkedMessages, Subscription, open_publisher
 from libs.common.clock import Clock
 from libs.common.database import Database
 from libs.common.health import Check, Finding, at_most, health_router
 from libs.common.http import Edge, ServiceAuth, create_app
+from libs.common.parked_api import ParkedRoutes
 from libs.common.process import Loop
 from libs.common.settings import CommonSettings
 
@@ -30,6 +31,7 @@ class Backbone:
     clock: Clock
     database: Database
     publisher: BrokerPublisher
+    parked: ParkedMessages
     consumer: Consumer
     relay: outbox.Relay
     sweeper: outbox.Sweeper
@@ -67,6 +69,7 @@ class Backbone:
                 checks=checks,
             )
         )
+        app.include_router(ParkedRoutes(self.parked, self.consumer.queues).router())
         return app
 
     def edge(self, app: ASGIApp) -> ASGIApp:
@@ -113,6 +116,7 @@ async def open_backbone(
             clock=clock,
             database=database,
             publisher=publisher,
+            parked=ParkedMessages(amqp_url, publisher=publisher, name=service),
             consumer=Consumer(
                 amqp_url, service=service, subscriptions=subscriptions, database=database, publisher=publisher
             ),
