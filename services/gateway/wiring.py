@@ -29,6 +29,9 @@ from services.gateway.auth_admin.api import AuthAdminRoutes
 from services.gateway.codes.api import CodeRoutes, MailPolicy
 from services.gateway.codes.domain import Redirects
 from services.gateway.codes.operations import Links
+from services.gateway.console.api import Console
+from services.gateway.console.assembly import Ingredients, assemble
+from services.gateway.console.door import DoorLimits, origin_of
 from services.gateway.consumers import Announcer, subscriptions
 from services.gateway.factors.api import FactorRoutes
 from services.gateway.feed import LiveFeed
@@ -39,13 +42,13 @@ from services.gateway.mail import queries as mail
 from services.gateway.mail.jobs import MailSender
 from services.gateway.openapi import describe
 from services.gateway.pages.api import PageRoutes
-from services.gateway.passthrough import PassedRoutes
+from services.gateway.passthrough import Name, PassedRoutes
 from services.gateway.runs.api import RunRoutes
 from services.gateway.runs.streams import RunStreams
 from services.gateway.sessions import StandingCache, Standings
 from services.gateway.settings import Settings
 from services.gateway.switches.state import Switches
-from services.gateway.upstreams import open_upstream
+from services.gateway.upstreams import Upstream, open_upstream
 
 MAX_MAIL_AGE_S = 600
 
@@ -74,7 +77,9 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
         stack.push_async_callback(live.feed.close)
         checks = [*backbone.checks(), Check(name="redis", probe=_redis_probe(client), runbook="redis")]
         checks.append(Check(name="mail_oldest_unsent_s", probe=_mail_probe(settings, backbone), runbook="mail"))
-        routes = await _routes(stack, settings, backbone, live, checks)
+        upstreams = await _open_upstreams(stack, settings)
+        desk = Desk(database=backbone.database, passwords=Passwords(), tokens=live.tokens, keys=live.keys)
+        routes = _routes(settings, backbone, live, checks, upstreams=upstreams, desk=desk)
         counting = await stack.enter_async_context(
             redis.connect(
                 settings.redis_url.get_secret_value(),
@@ -83,16 +88,43 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
                 socket_timeout_s=SOCKET_TIMEOUT_S,
             )
         )
-        gate = _gate(routes, settings, backbone, live, RateLimiter(counting))
+        limiter = RateLimiter(counting)
+        accounts = Standings(backbone.database, live.standings, admin_user_ids=settings.admin_user_ids)
+        gate = _gate(routes, settings, backbone, live, limiter=limiter, standings=accounts)
+        console = assemble(
+            backbone,
+            Ingredients(
+                desk=desk,
+                standings=accounts,
+                standing_cache=live.standings,
+                switches=live.switches,
+                upstreams=upstreams,
+                limiter=limiter,
+                limits=DoorLimits(
+                    general=_general_limit(settings),
+                    sign_in=_sign_in_limit(settings),
+                    trusted_proxy_hops=settings.trusted_proxy_hops,
+                ),
+                origin=origin_of(settings.next_public_supabase_url),
+                checks=checks,
+                stopping=live.stopping,
+            ),
+        )
         yield Service(
             name="gateway",
-            app=backbone.edge(_with_cors(gate, settings)),
+            app=backbone.edge(Console(_with_cors(gate, settings), console=console.app)),
             health_app=backbone.health_app(checks),
-            common_loops=(*backbone.common_loops, live.switches.run, live.feed.run),
+            common_loops=(
+                *backbone.common_loops,
+                live.switches.run,
+                live.feed.run,
+                console.traffic.run,
+            ),
             worker_loops=(
                 *backbone.worker_loops,
                 announcer.run,
                 Housekeeper(backbone.database).run,
+                console.sampler.run,
                 *_mail_loops(settings, backbone),
             ),
             stopping=live.stopping,
@@ -118,22 +150,38 @@ def _live_parts(settings: Settings, backbone: Backbone, client: redis.Redis, sta
     )
 
 
-async def _routes(
-    stack: AsyncExitStack, settings: Settings, backbone: Backbone, live: _Live, checks: list[Check]
+async def _open_upstreams(stack: AsyncExitStack, settings: Settings) -> dict[Name, Upstream]:
+    secret = settings.service_token_secret.get_secret_value()
+    urls: dict[Name, str] = {
+        "billing": settings.billing_url,
+        "metering": settings.metering_url,
+        "agents": settings.agents_url,
+    }
+    return {
+        name: await stack.enter_async_context(open_upstream(name, base_url=url, secret=secret))
+        for name, url in urls.items()
+    }
+
+
+def _routes(
+    settings: Settings,
+    backbone: Backbone,
+    live: _Live,
+    checks: list[Check],
+    *,
+    upstreams: dict[Name, Upstream],
+    desk: Desk,
 ) -> ASGIApp:
     """All public routes, without the gate in front of them."""
-    secret = settings.service_token_secret.get_secret_value()
-    billing = await stack.enter_async_context(open_upstream("billing", base_url=settings.billing_url, secret=secret))
-    metering = await stack.enter_async_context(open_upstream("metering", base_url=settings.metering_url, secret=secret))
-    agents = await stack.enter_async_context(open_upstream("agents", base_url=settings.agents_url, secret=secret))
+    metering, agents = upstreams["metering"], upstreams["agents"]
     database = backbone.database
     streams = RunStreams(agents=agents, feed=live.feed, database=database, stopping=live.stopping)
     app = backbone.new_app(checks, openapi_url="/openapi.json")
-    app.mount("/auth/v1", _sign_in(settings, backbone, live))
+    app.mount("/auth/v1", _sign_in(settings, live, desk))
     for routes in (
         AccountRoutes(database=database, standings=live.standings, feed=live.feed, stopping=live.stopping),
         # Before the runs: /v1/runs/export is no run of that id.
-        PassedRoutes(database=database, upstreams={"billing": billing, "metering": metering, "agents": agents}),
+        PassedRoutes(database=database, upstreams=upstreams),
         RunRoutes(
             database=database,
             metering=metering,
@@ -151,9 +199,8 @@ async def _routes(
     return app
 
 
-def _sign_in(settings: Settings, backbone: Backbone, live: _Live) -> ASGIApp:
+def _sign_in(settings: Settings, live: _Live, desk: Desk) -> ASGIApp:
     """The application at /auth/v1."""
-    desk = Desk(database=backbone.database, passwords=Passwords(), tokens=live.tokens, keys=live.keys)
     links = Links(issuer=settings.issuer)
     redirects = Redirects(site_url=settings.frontend_url, allowed=settings.auth_redirect_urls)
     interval_s = settings.auth_mail_interval_s
@@ -191,25 +238,39 @@ def _mail_probe(settings: Settings, backbone: Backbone) -> Callable[[], Awaitabl
     return probe
 
 
-def _gate(app: ASGIApp, settings: Settings, backbone: Backbone, live: _Live, limiter: RateLimiter) -> Gate:
+def _gate(
+    app: ASGIApp,
+    settings: Settings,
+    backbone: Backbone,
+    live: _Live,
+    *,
+    limiter: RateLimiter,
+    standings: Standings,
+) -> Gate:
     return Gate(
         app,
         tokens=live.tokens,
         keys=live.keys,
         api_keys=ApiKeyCache(backbone.database),
-        standings=Standings(backbone.database, live.standings, admin_user_ids=settings.admin_user_ids),
+        standings=standings,
         switches=live.switches,
         limiter=limiter,
         plans=load_plans(),
-        general=Limit(
-            name="general", max_requests=settings.rate_limit_max_requests, window_ms=settings.rate_limit_window_ms
-        ),
-        sign_in=Limit(
-            name="sign-in",
-            max_requests=settings.auth_rate_limit_max_requests,
-            window_ms=settings.auth_rate_limit_window_ms,
-        ),
+        general=_general_limit(settings),
+        sign_in=_sign_in_limit(settings),
         trusted_proxy_hops=settings.trusted_proxy_hops,
+    )
+
+
+def _general_limit(settings: Settings) -> Limit:
+    return Limit(name="general", max_requests=settings.rate_limit_max_requests, window_ms=settings.rate_limit_window_ms)
+
+
+def _sign_in_limit(settings: Settings) -> Limit:
+    return Limit(
+        name="sign-in",
+        max_requests=settings.auth_rate_limit_max_requests,
+        window_ms=settings.auth_rate_limit_window_ms,
     )
 
 

@@ -14,8 +14,7 @@ from libs.common.inputs import Input
 from services.gateway.accounts import queries as accounts
 from services.gateway.admin import queries
 from services.gateway.sessions import CurrentAdmin, require_live_session
-from services.gateway.switches import queries as switches
-from services.gateway.switches.domain import MAINTENANCE
+from services.gateway.switches import operations as switches
 from services.gateway.switches.state import Switches
 from services.gateway.upstreams import Upstream, pass_back
 
@@ -56,19 +55,14 @@ class AdminRoutes:
         self, request: Request, admin: CurrentAdmin, body: MaintenanceInput, *, is_on: bool
     ) -> dict[str, Any]:
         await require_live_session(self._database, admin)
-        name = f"{MAINTENANCE}:{body.route_group}" if body.route_group else MAINTENANCE
-        expires_in_s = body.expires_in_s if is_on else None
-        state = {"name": name, "is_on": is_on, "expires_in_s": expires_in_s, "reason": body.reason}
         async with self._database.transaction() as conn:
-            await switches.upsert_switch(
-                conn, name=name, is_on=is_on, reason=body.reason, actor=str(admin.user_id), expires_in_s=expires_in_s
-            )
-            await queries.insert_audit(
+            state = await switches.set_maintenance(
                 conn,
-                actor=str(admin.user_id),
-                action="maintenance",
-                subject=name,
-                after=state,
+                actor=admin.user_id,
+                is_on=is_on,
+                route_group=body.route_group,
+                expires_in_s=body.expires_in_s,
+                reason=body.reason,
                 request_id=request.state.request_id,
             )
         await self._switches.refresh()

@@ -1,0 +1,58 @@
+"""Parts of pages sent again as they change (server-sent events), for as long as whoever looks may look."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Final
+
+from libs.common.errors import Unavailable
+from services.gateway import sse
+
+EVERY_S: Final = 2.0
+LOOK_AGAIN_S: Final = 5.0
+"""How often an open stream asks whether its reader is still an admin."""
+
+Draw = Callable[[], Awaitable[tuple[str, bool]]]
+"""The part as it is now, and whether it will never change again."""
+
+
+class LiveParts:
+    def __init__(self, stopping: asyncio.Event) -> None:
+        self._stopping = stopping
+
+    async def frames(
+        self, draw: Draw, *, is_still_in: Callable[[], Awaitable[bool]], every_s: float = EVERY_S
+    ) -> AsyncGenerator[bytes, None]:
+        sent, sent_at, looked_at = "", time.monotonic(), time.monotonic()
+        yield sse.HEARTBEAT
+        while not self._stopping.is_set():
+            try:
+                if time.monotonic() - looked_at > LOOK_AGAIN_S:
+                    looked_at = time.monotonic()
+                    if not await is_still_in():
+                        break
+                part, is_final = await draw()
+            except Unavailable:  # an open stream waits for what is away instead of breaking
+                part, is_final = sent, False
+            if part != sent:
+                sent, sent_at = part, time.monotonic()
+                yield _frame("fragment", part)
+            elif time.monotonic() - sent_at > sse.HEARTBEAT_S:
+                sent_at = time.monotonic()
+                yield sse.HEARTBEAT
+            if is_final:
+                break
+            await self._sleep(every_s)
+        if not self._stopping.is_set():
+            yield _frame("done", "")  # without it the browser would connect again
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stopping.wait(), timeout=seconds)
+        except TimeoutError:
+            return
+
+
+def _frame(event: str, text: str) -> bytes:
+    lines = "".join(f"data: {line}\n" for line in (text.splitlines() or [""]))
+    return f"event: {event}\n{lines}\n".encode()
