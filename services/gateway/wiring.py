@@ -30,7 +30,7 @@ from services.gateway.codes.api import CodeRoutes, MailPolicy
 from services.gateway.codes.domain import Redirects
 from services.gateway.codes.operations import Links
 from services.gateway.console.api import Console
-from services.gateway.console.assembly import Ingredients, assemble
+from services.gateway.console.assembly import Assembled, Ingredients, assemble
 from services.gateway.console.door import DoorLimits, origin_of
 from services.gateway.consumers import Announcer, subscriptions
 from services.gateway.factors.api import FactorRoutes
@@ -91,24 +91,8 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
         limiter = RateLimiter(counting)
         accounts = Standings(backbone.database, live.standings, admin_user_ids=settings.admin_user_ids)
         gate = _gate(routes, settings, backbone, live, limiter=limiter, standings=accounts)
-        console = assemble(
-            backbone,
-            Ingredients(
-                desk=desk,
-                standings=accounts,
-                standing_cache=live.standings,
-                switches=live.switches,
-                upstreams=upstreams,
-                limiter=limiter,
-                limits=DoorLimits(
-                    general=_general_limit(settings),
-                    sign_in=_sign_in_limit(settings),
-                    trusted_proxy_hops=settings.trusted_proxy_hops,
-                ),
-                origin=origin_of(settings.next_public_supabase_url),
-                checks=checks,
-                stopping=live.stopping,
-            ),
+        console = _console(
+            settings, backbone, live, desk=desk, standings=accounts, limiter=limiter, upstreams=upstreams, checks=checks
         )
         yield Service(
             name="gateway",
@@ -272,6 +256,38 @@ def _sign_in_limit(settings: Settings) -> Limit:
         max_requests=settings.auth_rate_limit_max_requests,
         window_ms=settings.auth_rate_limit_window_ms,
     )
+
+
+def _console(
+    settings: Settings,
+    backbone: Backbone,
+    live: _Live,
+    *,
+    desk: Desk,
+    standings: Standings,
+    limiter: RateLimiter,
+    upstreams: dict[Name, Upstream],
+    checks: list[Check],
+) -> Assembled:
+    """The application at /console and what feeds it."""
+    limits = DoorLimits(
+        general=_general_limit(settings),
+        sign_in=_sign_in_limit(settings),
+        trusted_proxy_hops=settings.trusted_proxy_hops,
+    )
+    ingredients = Ingredients(
+        desk=desk,
+        standings=standings,
+        standing_cache=live.standings,
+        switches=live.switches,
+        upstreams=upstreams,
+        limiter=limiter,
+        limits=limits,
+        origin=origin_of(settings.next_public_supabase_url),
+        checks=checks,
+        stopping=live.stopping,
+    )
+    return assemble(backbone, ingredients)
 
 
 def _with_cors(app: ASGIApp, settings: Settings) -> ASGIApp:
