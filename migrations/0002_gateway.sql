@@ -412,5 +412,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON gateway.idempotency_keys, gateway.switch
 GRANT SELECT, INSERT, UPDATE ON gateway.erasures TO venture_gateway;
 GRANT SELECT, INSERT ON gateway.audit_log TO venture_gateway, venture_operator;  -- append-only by grant
 GRANT SELECT ON gateway.erasures, gateway.switches TO venture_operator;
+-- Maintenance must also be possible while no gateway answers.
+GRANT INSERT, UPDATE ON gateway.switches TO venture_operator;
 
 RESET ROLE;

@@ -15,8 +15,8 @@ import structlog
 
 from libs.common.clock import iso_millis
 from libs.common.database import Connection, Database, DatabaseUnavailable
-from libs.common.events import Event
-from libs.common.telemetry import current_traceparent
+from libs.common.events import CATALOGUE, Event
+from libs.common.telemetry import EVENT_SUMS, EVENTS, current_traceparent
 
 log = structlog.get_logger(__name__)
 
@@ -185,6 +185,7 @@ class Relay:
             )
         except Exception as error:  # noqa: BLE001 - an edge: whatever the broker did, the row keeps the reason and stays
             return f"{type(error).__name__}: {error}"[:500]
+        _count(row)
         return None
 
     async def _sleep_until_woken(self) -> None:
@@ -192,6 +193,13 @@ class Relay:
             await asyncio.wait_for(self._database.outbox_written.wait(), timeout=POLL_INTERVAL_S)
         except TimeoutError:
             return
+
+
+def _count(row: OutboxRow) -> None:
+    """Business facts become metrics where they leave, whichever service they are of."""
+    EVENTS.labels(row.type, row.data.get("outcome", "")).inc()
+    for name in CATALOGUE[row.type].measures if row.type in CATALOGUE else ():
+        EVENT_SUMS.labels(row.type, name).inc(max(0, row.data.get(name) or 0))
 
 
 class Sweeper:

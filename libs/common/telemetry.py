@@ -21,7 +21,7 @@ _propagator: Final = TraceContextTextMapPropagator()
 
 REQUESTS: Final = prometheus_client.Histogram(
     "http_server_request_duration_seconds",
-    "HTTP requests answered, by service, matched route, method and status.",
+    "Until an answer began, by service, matched route (` wait`: the client asked to wait for a result) and status.",
     ["service", "route", "method", "status"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 30),
 )
@@ -30,6 +30,26 @@ MESSAGES: Final = prometheus_client.Histogram(
     "Messages handled, by queue and outcome (done, duplicate, retried, parked).",
     ["queue", "outcome"],
     buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30),
+)
+CHECK_OK: Final = prometheus_client.Gauge(
+    "venture_check_ok",
+    "Whether a check of /health/ready holds (1, also when switched off) or not (0).",
+    ["service", "check"],
+)
+CHECK_VALUE: Final = prometheus_client.Gauge(
+    "venture_check_value",
+    "What a check of /health/ready measured, in the unit its name ends with.",
+    ["service", "check"],
+)
+EVENTS: Final = prometheus_client.Counter(
+    "venture_events",
+    "Business facts told to the other services, by type and outcome where there is one.",
+    ["type", "outcome"],
+)
+EVENT_SUMS: Final = prometheus_client.Counter(
+    "venture_event_amounts",
+    "Sums of amounts that those facts carry, such as tokens, cost and money.",
+    ["type", "field"],
 )
 
 # The net below the rule "log no secrets": what looks like one is masked wherever it turns up.

@@ -173,3 +173,16 @@ def public_environment(where: Addresses) -> dict[str, str]:
         "ADMIN_EMAIL": values["ADMIN_EMAIL"],
         "ADMIN_PASSWORD": values["ADMIN_PASSWORD"],
     }
+
+
+def operator_environment(where: Addresses) -> dict[str, str]:
+    """What the operator's command line is given besides: the key of internal calls, private metrics, all settings."""
+    metrics = [name for name in where.ports if name.endswith("-metrics")]
+    return {
+        **{name: value for name, value in where.values.items() if value},
+        **public_environment(where),
+        "METRICS_URLS": ",".join(f"{where.http(name)}/metrics" for name in metrics),
+        "SUPERUSER_DATABASE_URL": where.superuser(),
+        "SMTP_URL": where.values.get("SMTP_URL") or f"smtp://127.0.0.1:{where.ports.get('mailbox-smtp', 0)}",
+        "FRONTEND_URL": where.values.get("FRONTEND_URL") or where.http("gateway"),
+    }

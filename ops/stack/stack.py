@@ -23,7 +23,7 @@ from ops.ports import port_setting
 from ops.stack import compose, dotenv, layout, settings, state
 from ops.stack.compose import ComposeStack
 from ops.stack.display import Display
-from ops.stack.environments import KNOWN_BY, Addresses, public_environment
+from ops.stack.environments import KNOWN_BY, Addresses, operator_environment, public_environment
 from ops.stack.native import NativeStack
 from ops.stack.runner import Runner
 from ops.stack.scale import parse_scale
@@ -65,6 +65,12 @@ class Stack:
             raise Failure("The stack is not running. `make up` starts it.")
         remembered = state.load(self.home)
         return public_environment(Addresses(ports=remembered.ports, values=remembered.values))
+
+    def operator_environment(self) -> dict[str, str]:
+        """What `venture` is given: all of `environment`, and what only operators may have."""
+        self.environment()
+        remembered = state.load(self.home)
+        return operator_environment(Addresses(ports=remembered.ports, values=remembered.values))
 
     def migrate(self) -> str:
         """Apply pending migrations to the running stack's database; what the migration runner said."""

@@ -17,6 +17,7 @@ from services.billing.api import Routes, StripeSide
 from services.billing.checkout import Desk
 from services.billing.consumers import subscriptions
 from services.billing.domain import Rules
+from services.billing.intake import PATH as WEBHOOK
 from services.billing.intake import Intake, WebhookEndpoint
 from services.billing.jobs import Reviewer, StripeSync
 from services.billing.operator_api import OperatorRoutes
@@ -117,6 +118,9 @@ def _checks(backbone: Backbone, *, is_enabled: bool) -> list[Check]:
         async with backbone.database.transaction() as conn:
             return at_most(await erasure_queries.oldest_erasure_s(conn), MAX_UNHANDLED_S)
 
+    async def check_webhook() -> Finding:
+        return at_most(backbone.traffic.count(lambda route, status: route == WEBHOOK and status >= 400), 0)  # noqa: PLR2004
+
     async def check_drift() -> Finding:
         async with backbone.database.transaction() as conn:
             return at_most(await drift_queries.count_drift_to_mend(conn), 0)
@@ -132,6 +136,8 @@ def _checks(backbone: Backbone, *, is_enabled: bool) -> list[Check]:
             Check(
                 name="stripe_events_unhandled_oldest_s", probe=check_unhandled, runbook="billing-webhook-not-working"
             ),
+            # Anybody can send what we refuse, so it warns; the alert says the same.
+            Check(name="webhook_failures", probe=check_webhook, runbook="billing-webhook-not-working", warns_only=True),
             Check(name="stripe_subscriptions_unclaimed", probe=check_unclaimed, runbook="common-stripe-issues"),
             Check(name="stripe_drift", probe=check_drift, runbook="stripe-drift"),
             Check(name="reconciled_age_s", probe=check_reconciliation, runbook="stripe-drift"),

@@ -51,6 +51,7 @@ from services.gateway.switches.state import Switches
 from services.gateway.upstreams import Upstream, open_upstream
 
 MAX_MAIL_AGE_S = 600
+MAX_AUTH_FAILURES_PERCENT = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,7 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
         stack.push_async_callback(live.feed.close)
         checks = [*backbone.checks(), Check(name="redis", probe=_redis_probe(client), runbook="redis")]
         checks.append(Check(name="mail_oldest_unsent_s", probe=_mail_probe(settings, backbone), runbook="mail"))
+        checks.append(_auth_failures(backbone))
         upstreams = await _open_upstreams(stack, settings)
         desk = Desk(database=backbone.database, passwords=Passwords(), tokens=live.tokens, keys=live.keys)
         routes = _routes(settings, backbone, live, checks, upstreams=upstreams, desk=desk)
@@ -113,6 +115,20 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
             ),
             stopping=live.stopping,
         )
+
+
+def _auth_failures(backbone: Backbone) -> Check:
+    """Wrong passwords, dead refresh tokens, unknown codes among all attempts; a refusal for haste is neither."""
+    attempts = {"/auth/v1/token", "/auth/v1/verify"}
+
+    async def probe() -> Finding:
+        return backbone.traffic.share_percent(
+            of=lambda _, status: 400 <= status < 500 and status != 429,  # noqa: PLR2004
+            among=lambda route, _: route in attempts,
+            at_most_percent=MAX_AUTH_FAILURES_PERCENT,
+        )
+
+    return Check(name="auth_failures_percent", probe=probe, runbook="users-cant-sign-in", warns_only=True)
 
 
 def _live_parts(settings: Settings, backbone: Backbone, client: redis.Redis, standings: StandingCache) -> _Live:

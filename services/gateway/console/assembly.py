@@ -59,7 +59,6 @@ def assemble(backbone: Backbone, given: Ingredients) -> Assembled:
         upstreams=given.upstreams,
         own_checks=given.checks,
         parked=backbone.parked,
-        own_queues=backbone.consumer.queues,
     )
     door = Door(
         desk=given.desk,

@@ -1,13 +1,12 @@
 """Queues and what is parked behind them: why it failed, again, or never again."""
 
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from fastapi import APIRouter, Request, Response
 
-from libs.common.broker import ParkedMessages
 from libs.common.database import Database
 from libs.common.errors import NotFound
-from libs.common.parked_api import render
+from libs.common.parked_api import OwnParked, render
 from services.gateway import sse
 from services.gateway.console import operations
 from services.gateway.console.door import Door, Entered, Form
@@ -16,7 +15,6 @@ from services.gateway.console.live import LiveParts
 from services.gateway.console.render import View, to
 from services.gateway.console.state import Board
 
-Act = Literal["replay", "discard"]
 _OTHERS: dict[str, Name] = {"billing": "billing", "metering": "metering", "agents": "agents"}
 
 
@@ -27,7 +25,7 @@ class QueueRoutes:
         database: Database,
         board: Board,
         house: House,
-        parked: ParkedMessages,
+        parked: OwnParked,
         view: View,
         door: Door,
         live: LiveParts,
@@ -45,7 +43,8 @@ class QueueRoutes:
         router.add_api_route("/queues", self.page, methods=["GET"])
         router.add_api_route("/live/queues", self.follow, methods=["GET"], response_model=None)
         router.add_api_route("/queues/{queue}", self.messages, methods=["GET"])
-        router.add_api_route("/queues/{queue}/{act}", self.settle, methods=["POST"])
+        router.add_api_route("/queues/{queue}/replay", self.replay, methods=["POST"])
+        router.add_api_route("/queues/{queue}/discard", self.discard, methods=["POST"])
         return router
 
     async def page(self, request: Request) -> Response:
@@ -58,27 +57,40 @@ class QueueRoutes:
         return sse.stream(self._live.frames(draw, is_still_in=lambda: self._door.is_still_in(request)))
 
     async def messages(self, request: Request, queue: str) -> Response:
-        state = next((item for item in (await self._board.queues()).items if item["queue"] == queue), None)
+        state = next((item for item in (await self._board.queues()).items if item["name"] == queue), None)
         if state is None:
             raise NotFound("There is no such queue.")
         items = sorted(await self._look(queue), key=_told_at)
         return self._view.page("parked.html", request, queue=queue, state=state, items=items)
 
-    async def settle(self, request: Request, me: Entered, form: Form, queue: str, act: Act) -> Response:
-        """Twice is once: a message that is not parked any more is not touched again."""
+    async def replay(self, request: Request, me: Entered, form: Form, queue: str) -> Response:
+        """Twice is once: a message that is not parked any more is not sent again."""
         message_id = form.get("message_id") or None
-        count = await self._settle(queue, act, message_id)
-        async with self._database.transaction() as conn:
-            await operations.note(
-                conn,
-                actor=me.user_id,
-                action="parked_replayed" if act == "replay" else "parked_discarded",
-                subject=queue,
-                after={"message_id": message_id, "messages": count},
-                request_id=request.state.request_id,
-            )
+        await self._note(request, me, "parked_replayed", queue, {"message_id": message_id or "all"})
+        body = {"queue": queue} if message_id is None else {"queue": queue, "message_id": message_id}
+        service = _service_of(queue)
+        if service is None:
+            count = len(await self._parked.replay(queue, message_id=message_id))
+        else:
+            count = len((await self._house.ask(service, "POST", "/internal/admin/parked/replay", body=body))["items"])
         self._board.forget()
-        return to(f"/console/queues/{queue}", "replayed" if act == "replay" else "discarded", n=count)
+        return to(f"/console/queues/{queue}", "replayed", n=count)
+
+    async def discard(self, request: Request, me: Entered, form: Form, queue: str) -> Response:
+        """Gone for good, but for the audit log, which keeps what it was."""
+        message_id = form.get("message_id", "")
+        message = next((item for item in await self._look(queue) if item["id"] == message_id), None)
+        if message is None:
+            return to(f"/console/queues/{queue}", "discarded", n=0)
+        await self._note(request, me, "parked_discarded", queue, message)
+        service = _service_of(queue)
+        if service is None:
+            count = len(await self._parked.discard(queue, message_id=message_id))
+        else:
+            body = {"queue": queue, "message_id": message_id}
+            count = len((await self._house.ask(service, "POST", "/internal/admin/parked/discard", body=body))["items"])
+        self._board.forget()
+        return to(f"/console/queues/{queue}", "discarded", n=count)
 
     async def _look(self, queue: str) -> list[dict[str, Any]]:
         service = _service_of(queue)
@@ -86,13 +98,17 @@ class QueueRoutes:
             return [render(message) for message in await self._parked.look(queue)]
         return (await self._house.ask(service, "GET", "/internal/admin/parked", params={"queue": queue}))["items"]
 
-    async def _settle(self, queue: str, act: Act, message_id: str | None) -> int:
-        service = _service_of(queue)
-        if service is None:
-            settle = self._parked.replay if act == "replay" else self._parked.discard
-            return await settle(queue, message_id=message_id)
-        body = {"queue": queue} if message_id is None else {"queue": queue, "message_id": message_id}
-        return (await self._house.ask(service, "POST", f"/internal/admin/parked/{act}", body=body))["messages"]
+    async def _note(self, request: Request, me: Entered, action: str, queue: str, after: dict[str, Any]) -> None:
+        """Before the act: a broker that falls silent in the middle leaves no act without its line."""
+        async with self._database.transaction() as conn:
+            await operations.note(
+                conn,
+                actor=me.user_id,
+                action=action,
+                subject=queue,
+                after=after,
+                request_id=request.state.request_id,
+            )
 
 
 def _service_of(queue: str) -> Name | None:
