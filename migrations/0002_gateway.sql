@@ -366,6 +366,21 @@ CREATE TABLE gateway.health_samples (
 GRANT SELECT, INSERT, UPDATE, DELETE ON gateway.traffic_minutes, gateway.health_samples TO venture_gateway;
 GRANT SELECT ON gateway.traffic_minutes, gateway.health_samples TO venture_operator;
 
+-- Who was refused by which rate limit, in which part of the house: counted by the hour, kept for a week.
+CREATE TABLE gateway.limited_requests (
+    hour timestamptz NOT NULL,
+    subject text NOT NULL,
+    limit_name text NOT NULL,
+    route_group text NOT NULL,
+    requests bigint NOT NULL,
+    first_at timestamptz NOT NULL DEFAULT now(),
+    last_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (hour, subject, limit_name, route_group)
+);
+CREATE INDEX limited_requests_last_at ON gateway.limited_requests (last_at);
+GRANT SELECT, INSERT, UPDATE, DELETE ON gateway.limited_requests TO venture_gateway;
+GRANT SELECT ON gateway.limited_requests TO venture_operator;
+
 -- Keys for programs. Only the hash is kept; the hint is what the owner tells keys apart by.
 CREATE TABLE gateway.api_keys (
     id uuid PRIMARY KEY,

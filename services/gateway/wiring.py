@@ -5,13 +5,16 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Final
+from uuid import UUID
 
-from starlette.middleware.cors import CORSMiddleware
+import httpx
 from starlette.types import ASGIApp
 
 from libs.common import redis
 from libs.common.backbone import Backbone, open_backbone
 from libs.common.clock import Clock, system_clock
+from libs.common.database import Connection
 from libs.common.health import Check, Finding, at_most
 from libs.common.plans import load_plans
 from libs.common.process import Loop, Service
@@ -31,27 +34,40 @@ from services.gateway.codes.domain import Redirects
 from services.gateway.codes.operations import Links
 from services.gateway.console.api import Console
 from services.gateway.console.assembly import Assembled, Ingredients, assemble
-from services.gateway.console.door import DoorLimits, origin_of
+from services.gateway.console.door import Access, DoorLimits, PasswordSignIn
 from services.gateway.consumers import Announcer, subscriptions
+from services.gateway.cors import with_cors
+from services.gateway.domain import Identity
+from services.gateway.exports.api import ExportRoutes
 from services.gateway.factors.api import FactorRoutes
 from services.gateway.feed import LiveFeed
 from services.gateway.gate import Gate
+from services.gateway.idempotency.state import Answers
 from services.gateway.jobs import Housekeeper
+from services.gateway.limited.api import LimitedRoutes
+from services.gateway.limited.state import LimitedRequests
 from services.gateway.limits import SOCKET_TIMEOUT_S, Limit, RateLimiter
 from services.gateway.mail import queries as mail
 from services.gateway.mail.jobs import MailSender
 from services.gateway.openapi import describe
 from services.gateway.pages.api import PageRoutes
-from services.gateway.passthrough import Name, PassedRoutes
+from services.gateway.passthrough import PassedRoutes
+from services.gateway.project.api import Relay
+from services.gateway.project.desk import ProjectDesk
+from services.gateway.project.state import Project, ProjectKeys, ProjectSessions, ProjectTokens, keep_in_step
+from services.gateway.quotas import Quotas
 from services.gateway.runs.api import RunRoutes
 from services.gateway.runs.streams import RunStreams
-from services.gateway.sessions import StandingCache, Standings
+from services.gateway.sessions import OwnSessions, Sessions, StandingCache, Standings
 from services.gateway.settings import Settings
+from services.gateway.sse import StreamSlots
 from services.gateway.switches.state import Switches
-from services.gateway.upstreams import Upstream, open_upstream
+from services.gateway.upstreams import Name, Upstream, open_upstream
 
-MAX_MAIL_AGE_S = 600
-MAX_AUTH_FAILURES_PERCENT = 10
+MAX_MAIL_AGE_S: Final = 600
+MAX_AUTH_FAILURES_PERCENT: Final = 10
+# Below the 5 s in which every answer is promised.
+PROJECT_TIMEOUT: Final = httpx.Timeout(4.0, connect=1.0, pool=1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +77,22 @@ class _Live:
     switches: Switches
     feed: LiveFeed
     standings: StandingCache
+    slots: StreamSlots
+    limited: LimitedRequests
     stopping: asyncio.Event
-    tokens: AccessTokens
     keys: ApiKeys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SignIn:
+    """Who signs people in: we, or a Supabase project we relay to."""
+
+    app: ASGIApp
+    verify: Callable[[str], Awaitable[Identity]]
+    sessions: Sessions
+    for_console: PasswordSignIn
+    keep_in_step: Callable[[Connection, Identity], Awaitable[None]] | None = None
+    delete_elsewhere: Callable[[UUID], Awaitable[None]] | None = None
 
 
 @asynccontextmanager
@@ -79,9 +108,9 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
         checks = [*backbone.checks(), Check(name="redis", probe=_redis_probe(client), runbook="redis")]
         checks.append(Check(name="mail_oldest_unsent_s", probe=_mail_probe(settings, backbone), runbook="mail"))
         checks.append(_auth_failures(backbone))
+        sign_in = await _sign_in(stack, settings, backbone, live)
         upstreams = await _open_upstreams(stack, settings)
-        desk = Desk(database=backbone.database, passwords=Passwords(), tokens=live.tokens, keys=live.keys)
-        routes = _routes(settings, backbone, live, checks, upstreams=upstreams, desk=desk)
+        routes = _routes(settings, backbone=backbone, live=live, checks=checks, sign_in=sign_in, upstreams=upstreams)
         counting = await stack.enter_async_context(
             redis.connect(
                 settings.redis_url.get_secret_value(),
@@ -90,20 +119,18 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
                 socket_timeout_s=SOCKET_TIMEOUT_S,
             )
         )
-        limiter = RateLimiter(counting)
-        accounts = Standings(backbone.database, live.standings, admin_user_ids=settings.admin_user_ids)
-        gate = _gate(routes, settings, backbone, live, limiter=limiter, standings=accounts)
-        console = _console(
-            settings, backbone, live, desk=desk, standings=accounts, limiter=limiter, upstreams=upstreams, checks=checks
-        )
+        access = _access(settings, backbone, live, limiter=RateLimiter(counting), sign_in=sign_in)
+        gate = _gate(routes, settings, backbone=backbone, live=live, access=access, sign_in=sign_in)
+        console = _console(settings, backbone, live, access=access, upstreams=upstreams, checks=checks)
         yield Service(
             name="gateway",
-            app=backbone.edge(Console(_with_cors(gate, settings), console=console.app)),
+            app=backbone.edge(Console(with_cors(gate, origins=settings.allowed_origins), console=console.app)),
             health_app=backbone.health_app(checks),
             common_loops=(
                 *backbone.common_loops,
                 live.switches.run,
                 live.feed.run,
+                live.limited.run,
                 console.traffic.run,
             ),
             worker_loops=(
@@ -115,6 +142,22 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
             ),
             stopping=live.stopping,
         )
+
+
+def _live_parts(settings: Settings, backbone: Backbone, client: redis.Redis, standings: StandingCache) -> _Live:
+    return _Live(
+        switches=Switches(backbone.database, maintenance_mode=settings.maintenance_mode),
+        feed=LiveFeed(client),
+        standings=standings,
+        slots=StreamSlots(per_user=settings.streams_per_user, in_all=settings.streams_per_process),
+        limited=LimitedRequests(backbone.database),
+        stopping=asyncio.Event(),
+        keys=ApiKeys(
+            anon_key=settings.next_public_supabase_anon_key.get_secret_value(),
+            service_role_key=settings.supabase_service_role_key.get_secret_value(),
+            secret=settings.jwt_secret,
+        ),
+    )
 
 
 def _auth_failures(backbone: Backbone) -> Check:
@@ -129,25 +172,6 @@ def _auth_failures(backbone: Backbone) -> Check:
         )
 
     return Check(name="auth_failures_percent", probe=probe, runbook="users-cant-sign-in", warns_only=True)
-
-
-def _live_parts(settings: Settings, backbone: Backbone, client: redis.Redis, standings: StandingCache) -> _Live:
-    return _Live(
-        switches=Switches(backbone.database, maintenance_mode=settings.maintenance_mode),
-        feed=LiveFeed(client),
-        standings=standings,
-        stopping=asyncio.Event(),
-        tokens=AccessTokens(
-            signing_keys=settings.auth_signing_keys.get_secret_value(),
-            issuer=settings.issuer,
-            ttl_s=settings.access_token_ttl_s,
-        ),
-        keys=ApiKeys(
-            anon_key=settings.next_public_supabase_anon_key.get_secret_value(),
-            service_role_key=settings.supabase_service_role_key.get_secret_value(),
-            secret=settings.supabase_jwt_secret.get_secret_value(),
-        ),
-    )
 
 
 async def _open_upstreams(stack: AsyncExitStack, settings: Settings) -> dict[Name, Upstream]:
@@ -165,32 +189,38 @@ async def _open_upstreams(stack: AsyncExitStack, settings: Settings) -> dict[Nam
 
 def _routes(
     settings: Settings,
+    *,
     backbone: Backbone,
     live: _Live,
     checks: list[Check],
-    *,
+    sign_in: _SignIn,
     upstreams: dict[Name, Upstream],
-    desk: Desk,
 ) -> ASGIApp:
     """All public routes, without the gate in front of them."""
-    metering, agents = upstreams["metering"], upstreams["agents"]
+    secret = settings.service_token_secret.get_secret_value()
+    agents = upstreams["agents"]
+    quotas = Quotas(upstreams["metering"], upgrade_url=f"{settings.frontend_url.rstrip('/')}/pricing")
     database = backbone.database
+    answers = Answers(database, secret=secret)
     streams = RunStreams(agents=agents, feed=live.feed, database=database, stopping=live.stopping)
     app = backbone.new_app(checks, openapi_url="/openapi.json")
-    app.mount("/auth/v1", _sign_in(settings, live, desk))
+    app.mount("/auth/v1", sign_in.app)
     for routes in (
-        AccountRoutes(database=database, standings=live.standings, feed=live.feed, stopping=live.stopping),
-        # Before the runs: /v1/runs/export is no run of that id.
-        PassedRoutes(database=database, upstreams=upstreams),
-        RunRoutes(
+        AccountRoutes(
             database=database,
-            metering=metering,
-            agents=agents,
-            streams=streams,
-            upgrade_url=f"{settings.frontend_url.rstrip('/')}/pricing",
+            standings=live.standings,
+            feed=live.feed,
+            slots=live.slots,
+            stopping=live.stopping,
+            delete_elsewhere=sign_in.delete_elsewhere,
         ),
-        ApiKeyRoutes(database=database),
-        AdminRoutes(database=database, switches=live.switches, metering=metering),
+        ExportRoutes(database=database, upstreams=upstreams, quotas=quotas),
+        # Before the runs: /v1/runs/export is no run of that id.
+        PassedRoutes(upstreams=upstreams, quotas=quotas, answers=answers),
+        RunRoutes(database=database, quotas=quotas, agents=agents, streams=streams, slots=live.slots),
+        ApiKeyRoutes(database=database, answers=answers),
+        AdminRoutes(database=database, switches=live.switches, upstreams=upstreams),
+        LimitedRoutes(database),
         AdminUserRoutes(database=database, standings=live.standings),
         PageRoutes(anon_key=settings.next_public_supabase_anon_key.get_secret_value()),
     ):
@@ -199,7 +229,55 @@ def _routes(
     return app
 
 
-def _sign_in(settings: Settings, live: _Live, desk: Desk) -> ASGIApp:
+async def _sign_in(stack: AsyncExitStack, settings: Settings, backbone: Backbone, live: _Live) -> _SignIn:
+    if settings.supabase_url:
+        return await _sign_in_by_project(stack, settings, backbone)
+    return _sign_in_by_us(settings, backbone, live)
+
+
+async def _sign_in_by_project(stack: AsyncExitStack, settings: Settings, backbone: Backbone) -> _SignIn:
+    client = await stack.enter_async_context(
+        httpx.AsyncClient(base_url=settings.supabase_url, timeout=PROJECT_TIMEOUT, follow_redirects=False)
+    )
+    project = Project(
+        client,
+        anon_key=settings.next_public_supabase_anon_key.get_secret_value(),
+        service_role_key=settings.supabase_service_role_key.get_secret_value(),
+    )
+    keys = ProjectKeys(project, kept_s=settings.supabase_keys_ttl_s)
+    tokens = ProjectTokens(keys, issuer=settings.issuer, secret=settings.jwt_secret)
+    return _SignIn(
+        app=Relay(project),
+        verify=tokens.verify,
+        sessions=ProjectSessions(project),
+        for_console=ProjectDesk(backbone.database, project, tokens).sign_in,
+        keep_in_step=keep_in_step,
+        delete_elsewhere=project.delete_user,
+    )
+
+
+def _sign_in_by_us(settings: Settings, backbone: Backbone, live: _Live) -> _SignIn:
+    if settings.auth_signing_keys is None:
+        raise RuntimeError("settings are checked for this: without a project there are keys of our own")
+    tokens = AccessTokens(
+        signing_keys=settings.auth_signing_keys.get_secret_value(),
+        issuer=settings.issuer,
+        ttl_s=settings.access_token_ttl_s,
+    )
+
+    async def verify(token: str) -> Identity:
+        return tokens.verify(token)
+
+    desk = Desk(database=backbone.database, passwords=Passwords(), tokens=tokens, keys=live.keys)
+    return _SignIn(
+        app=_auth_app(settings, live, desk),
+        verify=verify,
+        sessions=OwnSessions(backbone.database),
+        for_console=desk.sign_in,
+    )
+
+
+def _auth_app(settings: Settings, live: _Live, desk: Desk) -> ASGIApp:
     """The application at /auth/v1."""
     links = Links(issuer=settings.issuer)
     redirects = Redirects(site_url=settings.frontend_url, allowed=settings.auth_redirect_urls)
@@ -238,39 +316,56 @@ def _mail_probe(settings: Settings, backbone: Backbone) -> Callable[[], Awaitabl
     return probe
 
 
-def _gate(
-    app: ASGIApp,
-    settings: Settings,
-    backbone: Backbone,
-    live: _Live,
-    *,
-    limiter: RateLimiter,
-    standings: Standings,
-) -> Gate:
-    return Gate(
-        app,
-        tokens=live.tokens,
-        keys=live.keys,
-        api_keys=ApiKeyCache(backbone.database),
-        standings=standings,
-        switches=live.switches,
-        limiter=limiter,
-        plans=load_plans(),
-        general=_general_limit(settings),
-        sign_in=_sign_in_limit(settings),
+def _access(settings: Settings, backbone: Backbone, live: _Live, *, limiter: RateLimiter, sign_in: _SignIn) -> Access:
+    """Who somebody is and how often they may ask, alike for the gate and the console's door."""
+    standings = Standings(
+        backbone.database,
+        live.standings,
+        admin_user_ids=settings.admin_user_ids,
+        keep_in_step=sign_in.keep_in_step,
+    )
+    limits = DoorLimits(
+        general=Limit(
+            name="general", max_requests=settings.rate_limit_max_requests, window_ms=settings.rate_limit_window_ms
+        ),
+        sign_in=Limit(
+            name="sign-in",
+            max_requests=settings.auth_rate_limit_max_requests,
+            window_ms=settings.auth_rate_limit_window_ms,
+        ),
         trusted_proxy_hops=settings.trusted_proxy_hops,
+    )
+    return Access(
+        database=backbone.database,
+        sign_in=sign_in.for_console,
+        verify=sign_in.verify,
+        standings=standings,
+        limiter=limiter,
+        limits=limits,
     )
 
 
-def _general_limit(settings: Settings) -> Limit:
-    return Limit(name="general", max_requests=settings.rate_limit_max_requests, window_ms=settings.rate_limit_window_ms)
-
-
-def _sign_in_limit(settings: Settings) -> Limit:
-    return Limit(
-        name="sign-in",
-        max_requests=settings.auth_rate_limit_max_requests,
-        window_ms=settings.auth_rate_limit_window_ms,
+def _gate(
+    app: ASGIApp, settings: Settings, *, backbone: Backbone, live: _Live, access: Access, sign_in: _SignIn
+) -> Gate:
+    return Gate(
+        app,
+        verify=sign_in.verify,
+        keys=live.keys,
+        api_keys=ApiKeyCache(backbone.database),
+        standings=access.standings,
+        sessions=sign_in.sessions,
+        switches=live.switches,
+        limiter=access.limiter,
+        limited=live.limited,
+        plans=load_plans(),
+        general=access.limits.general,
+        sign_in=access.limits.sign_in,
+        groups={
+            name: Limit(name=name, max_requests=max_requests, window_ms=settings.rate_limit_window_ms)
+            for name, max_requests in settings.rate_limit_route_groups.items()
+        },
+        trusted_proxy_hops=settings.trusted_proxy_hops,
     )
 
 
@@ -279,64 +374,22 @@ def _console(
     backbone: Backbone,
     live: _Live,
     *,
-    desk: Desk,
-    standings: Standings,
-    limiter: RateLimiter,
+    access: Access,
     upstreams: dict[Name, Upstream],
     checks: list[Check],
 ) -> Assembled:
     """The application at /console and what feeds it."""
-    limits = DoorLimits(
-        general=_general_limit(settings),
-        sign_in=_sign_in_limit(settings),
-        trusted_proxy_hops=settings.trusted_proxy_hops,
-    )
     ingredients = Ingredients(
-        desk=desk,
-        standings=standings,
+        access=access,
         standing_cache=live.standings,
         switches=live.switches,
+        slots=live.slots,
         upstreams=upstreams,
-        limiter=limiter,
-        limits=limits,
-        origin=origin_of(settings.next_public_supabase_url),
+        public_url=settings.next_public_supabase_url,
         checks=checks,
         stopping=live.stopping,
     )
     return assemble(backbone, ingredients)
-
-
-def _with_cors(app: ASGIApp, settings: Settings) -> ASGIApp:
-    """Outside the gate, so that refusals carry the headers, too: a browser shows a script no error without them."""
-    return CORSMiddleware(
-        app,
-        allow_origins=settings.allowed_origins,
-        allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-        allow_headers=[
-            "accept",
-            "apikey",
-            "authorization",
-            "content-type",
-            "idempotency-key",
-            "last-event-id",
-            "prefer",
-            "traceparent",
-            "x-client-info",
-            "x-request-id",
-            "x-supabase-api-version",
-        ],
-        expose_headers=[
-            "Link",
-            "Location",
-            "RateLimit",
-            "RateLimit-Policy",
-            "Retry-After",
-            "X-Request-ID",
-            "X-Supabase-Api-Version",
-            "X-Total-Count",
-        ],
-        max_age=600,
-    )
 
 
 def _redis_probe(client: redis.Redis) -> Callable[[], Awaitable[Finding]]:

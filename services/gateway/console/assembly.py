@@ -8,10 +8,9 @@ from starlette.types import ASGIApp
 
 from libs.common.backbone import Backbone
 from libs.common.health import Check
-from services.gateway.auth.desk import Desk
 from services.gateway.console.api import build_console
 from services.gateway.console.audit import AuditRoutes
-from services.gateway.console.door import Door, DoorLimits
+from services.gateway.console.door import Access, Door, origin_of
 from services.gateway.console.entry import EntryRoutes
 from services.gateway.console.house import House, Name
 from services.gateway.console.jobs import HealthSampler, TrafficBook
@@ -24,24 +23,22 @@ from services.gateway.console.runs import RunPages
 from services.gateway.console.state import Board
 from services.gateway.console.stripe_events import StripeEventRoutes
 from services.gateway.console.users import UserPages
-from services.gateway.limits import RateLimiter
-from services.gateway.sessions import StandingCache, Standings
+from services.gateway.sessions import StandingCache
+from services.gateway.sse import StreamSlots
 from services.gateway.switches.state import Switches
 from services.gateway.upstreams import Upstream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ingredients:
-    """`origin` is the address browsers know us by; `checks` are the gateway's own."""
+    """`public_url` is the address browsers know us by; `checks` are the gateway's own."""
 
-    desk: Desk
-    standings: Standings
+    access: Access
     standing_cache: StandingCache
     switches: Switches
+    slots: StreamSlots
     upstreams: Mapping[Name, Upstream]
-    limiter: RateLimiter
-    limits: DoorLimits
-    origin: str
+    public_url: str
     checks: Sequence[Check]
     stopping: asyncio.Event
 
@@ -60,23 +57,15 @@ def assemble(backbone: Backbone, given: Ingredients) -> Assembled:
         own_checks=given.checks,
         parked=backbone.parked,
     )
-    door = Door(
-        desk=given.desk,
-        standings=given.standings,
-        limiter=given.limiter,
-        limits=given.limits,
-        origin=given.origin,
-    )
-    house, live = House(given.upstreams), LiveParts(given.stopping)
+    door = Door(given.access, origin=origin_of(given.public_url))
+    house, live = House(given.upstreams), LiveParts(door=door, slots=given.slots, stopping=given.stopping)
     view = View(clock=clock, environment=settings.environment, version=settings.service_version)
     pages = (
-        OverviewRoutes(database=database, board=board, view=view, door=door, live=live, clock=clock),
-        QueueRoutes(
-            database=database, board=board, house=house, parked=backbone.parked, view=view, door=door, live=live
-        ),
+        OverviewRoutes(database=database, board=board, view=view, live=live, clock=clock),
+        QueueRoutes(database=database, board=board, house=house, parked=backbone.parked, view=view, live=live),
         StripeEventRoutes(database=database, house=house, view=view),
         UserPages(database=database, house=house, standings=given.standing_cache, view=view),
-        RunPages(database=database, house=house, view=view, door=door, live=live),
+        RunPages(database=database, house=house, view=view, live=live),
         MaintenanceRoutes(database=database, live_switches=given.switches, view=view),
         AuditRoutes(database=database, view=view),
     )

@@ -5,6 +5,7 @@ old); who is signed in and no admin gets 404 for every page, the way in included
 before anything else.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Final
 from urllib.parse import parse_qsl, urlsplit
@@ -12,9 +13,9 @@ from uuid import UUID
 
 from fastapi import Depends, Request, Response
 
+from libs.common.database import Database
 from libs.common.errors import Forbidden, VentureError
 from services.gateway.auth import queries as auth
-from services.gateway.auth.desk import Desk
 from services.gateway.auth.operations import SignedIn
 from services.gateway.console import queries
 from services.gateway.console.domain import cookie_of, form_token, is_cookie_seal, is_form_token, read_cookie
@@ -71,15 +72,29 @@ class DoorLimits:
     trusted_proxy_hops: int
 
 
+PasswordSignIn = Callable[[str, str], Awaitable[SignedIn]]
+"""A new session for an address and its password. Raises AuthError."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """What the gate knows of people, too: how they prove who they are, what they may, how often they may ask."""
+
+    database: Database
+    sign_in: PasswordSignIn
+    verify: Callable[[str], Awaitable[Identity]]
+    standings: Standings
+    limiter: RateLimiter
+    limits: DoorLimits
+
+
 class Door:
-    def __init__(
-        self, *, desk: Desk, standings: Standings, limiter: RateLimiter, limits: DoorLimits, origin: str
-    ) -> None:
-        self._desk = desk
-        self._database = desk.database
-        self._standings = standings
-        self._limiter = limiter
-        self._limits = limits
+    def __init__(self, access: Access, *, origin: str) -> None:
+        self._access = access
+        self._database = access.database
+        self._standings = access.standings
+        self._limiter = access.limiter
+        self._limits = access.limits
         self._origin = origin
         self._is_secure = origin.startswith("https://")
 
@@ -145,7 +160,7 @@ class Door:
         self.require_own_origin(request)
         await self._turn_away_bearers(request)
         await self._take(request, self._limits.sign_in)
-        signed_in = await self._desk.sign_in(email, password)
+        signed_in = await self._access.sign_in(email, password)
         user = signed_in.user
         try:
             await self._require_admin(_identity(user.id, signed_in.session.id, user.email or ""))
@@ -195,7 +210,7 @@ class Door:
         if not scheme:
             return
         try:
-            await self._require_admin(self._desk.tokens.verify(token.strip()))
+            await self._require_admin(await self._access.verify(token.strip()))
         except VentureError:
             raise AdminRequired("There is nothing here.") from None
 

@@ -17,6 +17,7 @@ _KEPT: Final = {"Cache-Control": "public, max-age=31536000, immutable"}
 _WRONG: Final = "The e-mail address or the password is not right."
 _MESSAGES: Final = {
     "user_banned": "This account is banned.",
+    "insufficient_aal": "This account has a second factor, which the console cannot check for a project's accounts.",
     "email_not_confirmed": "This address is not confirmed yet: open the link in the mail first.",
 }
 

@@ -5,8 +5,12 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final
 
+from fastapi import Request, Response
+
 from libs.common.errors import Unavailable
 from services.gateway import sse
+from services.gateway.console.door import Door, Entrant
+from services.gateway.sse import StreamSlots
 
 EVERY_S: Final = 2.0
 LOOK_AGAIN_S: Final = 5.0
@@ -17,19 +21,23 @@ Draw = Callable[[], Awaitable[tuple[str, bool]]]
 
 
 class LiveParts:
-    def __init__(self, stopping: asyncio.Event) -> None:
+    def __init__(self, *, door: Door, slots: StreamSlots, stopping: asyncio.Event) -> None:
+        self._door = door
+        self._slots = slots
         self._stopping = stopping
 
-    async def frames(
-        self, draw: Draw, *, is_still_in: Callable[[], Awaitable[bool]], every_s: float = EVERY_S
-    ) -> AsyncGenerator[bytes, None]:
+    def follow(self, request: Request, draw: Draw, *, every_s: float = EVERY_S) -> Response:
+        entrant: Entrant = request.state.entrant
+        return self._slots.stream(entrant.user_id, self._frames(request, draw, every_s))
+
+    async def _frames(self, request: Request, draw: Draw, every_s: float) -> AsyncGenerator[bytes, None]:
         sent, sent_at, looked_at = "", time.monotonic(), time.monotonic()
         yield sse.HEARTBEAT
         while not self._stopping.is_set():
             try:
                 if time.monotonic() - looked_at > LOOK_AGAIN_S:
                     looked_at = time.monotonic()
-                    if not await is_still_in():
+                    if not await self._door.is_still_in(request):
                         break
                 part, is_final = await draw()
             except Unavailable:  # an open stream waits for what is away instead of breaking

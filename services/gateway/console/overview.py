@@ -6,24 +6,19 @@ from fastapi import APIRouter, Request, Response
 
 from libs.common.clock import Clock
 from libs.common.database import Database
-from services.gateway import sse
 from services.gateway.console import queries
 from services.gateway.console.charts import charts
 from services.gateway.console.domain import strip
-from services.gateway.console.door import Door
 from services.gateway.console.live import LiveParts
 from services.gateway.console.render import View
 from services.gateway.console.state import Board
 
 
 class OverviewRoutes:
-    def __init__(
-        self, *, database: Database, board: Board, view: View, door: Door, live: LiveParts, clock: Clock
-    ) -> None:
+    def __init__(self, *, database: Database, board: Board, view: View, live: LiveParts, clock: Clock) -> None:
         self._database = database
         self._board = board
         self._view = view
-        self._door = door
         self._live = live
         self._clock = clock
 
@@ -40,7 +35,7 @@ class OverviewRoutes:
         async def draw() -> tuple[str, bool]:
             return self._view.fragment("_overview.html", **await self._picture()), False
 
-        return sse.stream(self._live.frames(draw, is_still_in=lambda: self._door.is_still_in(request)))
+        return self._live.follow(request, draw)
 
     async def _picture(self) -> dict[str, Any]:
         health = await self._board.health()

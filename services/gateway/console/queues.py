@@ -7,9 +7,8 @@ from fastapi import APIRouter, Request, Response
 from libs.common.database import Database
 from libs.common.errors import NotFound
 from libs.common.parked_api import OwnParked, render
-from services.gateway import sse
 from services.gateway.console import operations
-from services.gateway.console.door import Door, Entered, Form
+from services.gateway.console.door import Entered, Form
 from services.gateway.console.house import House, Name
 from services.gateway.console.live import LiveParts
 from services.gateway.console.render import View, to
@@ -27,7 +26,6 @@ class QueueRoutes:
         house: House,
         parked: OwnParked,
         view: View,
-        door: Door,
         live: LiveParts,
     ) -> None:
         self._database = database
@@ -35,7 +33,6 @@ class QueueRoutes:
         self._house = house
         self._parked = parked
         self._view = view
-        self._door = door
         self._live = live
 
     def router(self) -> APIRouter:
@@ -54,7 +51,7 @@ class QueueRoutes:
         async def draw() -> tuple[str, bool]:
             return self._view.fragment("_queues.html", queues=await self._board.queues()), False
 
-        return sse.stream(self._live.frames(draw, is_still_in=lambda: self._door.is_still_in(request)))
+        return self._live.follow(request, draw)
 
     async def messages(self, request: Request, queue: str) -> Response:
         state = next((item for item in (await self._board.queues()).items if item["name"] == queue), None)

@@ -7,10 +7,9 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 
 from libs.common.database import Database
-from services.gateway import sse
 from services.gateway.console import operations, queries
 from services.gateway.console.domain import RUN_STATES, timeline
-from services.gateway.console.door import Door, Entered
+from services.gateway.console.door import Entered
 from services.gateway.console.house import House
 from services.gateway.console.live import LiveParts
 from services.gateway.console.render import View, to
@@ -20,11 +19,10 @@ _GOING: Final = ("queued", "running")
 
 
 class RunPages:
-    def __init__(self, *, database: Database, house: House, view: View, door: Door, live: LiveParts) -> None:
+    def __init__(self, *, database: Database, house: House, view: View, live: LiveParts) -> None:
         self._database = database
         self._house = house
         self._view = view
-        self._door = door
         self._live = live
 
     def router(self) -> APIRouter:
@@ -49,8 +47,7 @@ class RunPages:
             picture = await self._picture(run_id)
             return self._view.fragment("_run.html", **picture), not picture["is_going"]
 
-        frames = self._live.frames(draw, is_still_in=lambda: self._door.is_still_in(request), every_s=LIVE_S)
-        return sse.stream(frames)
+        return self._live.follow(request, draw, every_s=LIVE_S)
 
     async def cancel(self, request: Request, me: Entered, run_id: UUID) -> Response:
         await self._house.ask("agents", "POST", f"/internal/admin/runs/{run_id}/cancel")

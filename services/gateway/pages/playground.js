@@ -197,7 +197,7 @@ at("leave").addEventListener("click", async () => {
 
 at("erase").addEventListener("click", async () => {
   if (!confirm("Delete the account and everything it holds? This cannot be undone.")) return;
-  const response = await call("DELETE", "/v1/account");
+  const response = await call("DELETE", "/v1/account", { confirm: true });
   if (!response.ok) return tell(await explain(response));
   leave();
   tell("The account is gone.");

@@ -23,8 +23,11 @@ async def set_maintenance(
     name = f"{MAINTENANCE}:{route_group}" if route_group else MAINTENANCE
     expires_in_s = expires_in_s if is_on else None
     state = {"name": name, "is_on": is_on, "expires_in_s": expires_in_s, "reason": reason}
+    before = await queries.lock_switch(conn, name)
     await queries.upsert_switch(
         conn, name=name, is_on=is_on, reason=reason, actor=str(actor), expires_in_s=expires_in_s
     )
-    await insert_audit(conn, actor=str(actor), action="maintenance", subject=name, after=state, request_id=request_id)
+    await insert_audit(
+        conn, actor=str(actor), action="maintenance", subject=name, before=before, after=state, request_id=request_id
+    )
     return state
