@@ -1,6 +1,6 @@
 """What a user's subscriptions entitle to, decided without I/O: statuses, grace, endings, and the facts Stripe gave."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -150,6 +150,29 @@ class StripeCheckout:
     stripe_customer_id: str | None
     stripe_subscription_id: str | None
     claimed_user_id: UUID | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageReport:
+    """Usage that Stripe is to charge for. `is_stale`: it may be counted, and Stripe may have forgotten its name."""
+
+    hold_id: UUID
+    metric: str
+    stripe_customer_id: str
+    meter: str
+    identifier: str
+    value: int
+    used_at: datetime
+    is_stale: bool
+    token: UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageErrors:
+    """What Stripe says it did not count, afterwards: the code by identifier. It names samples; `count` is of all."""
+
+    codes: Mapping[str, str]
+    count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -128,6 +128,7 @@ async def delete_user_rows(conn: Connection, user_id: UUID, stripe_customer_ids:
         "DELETE FROM billing.subscriptions WHERE user_id = $1 OR stripe_customer_id = ANY($2)", user_id, customers
     )
     await conn.execute("DELETE FROM billing.accounts WHERE user_id = $1", user_id)
+    await conn.execute("DELETE FROM billing.usage_reports WHERE user_id = $1", user_id)
     await conn.execute("DELETE FROM billing.profiles WHERE user_id = $1", user_id)
     await conn.execute(
         "DELETE FROM billing.drift WHERE object_id = 'user:' || $1::text OR object_id = ANY($2)",

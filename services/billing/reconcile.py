@@ -2,7 +2,8 @@
 
 Read page by page, at the pace the payments adapter keeps. What differs is fetched once more before it is called drift,
 because a page is older than our rows. Mending is the same refresh that an event would have asked for, so that a run
-with `is_fixing` makes good any number of lost events. Profiles changed by hand are reported and never touched.
+with `is_fixing` makes good any number of lost events. Profiles changed by hand, and usage that a meter counted
+otherwise, are reported and never touched.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import structlog
 from libs.common.database import Connection, Database, DatabaseUnavailable
 from libs.common.errors import VentureError
 from libs.common.ids import new_id
-from services.billing import drift_queries, queries
+from services.billing import drift_queries, queries, usage_queries
 from services.billing.domain import Rules, StripeCustomer
 from services.billing.drift import Drift, Facts, differences, facts_of_invoice, facts_of_subscription
 from services.billing.drift_queries import Run
@@ -32,6 +33,9 @@ NIGHT_HOUR: Final = 3
 INVOICES_OF: Final = timedelta(days=35)
 """How far back invoices are compared, beside those we hold as open: a month and the retries of its last one."""
 OUR_PAGE: Final = 100
+USAGE_OF: Final = timedelta(days=34)
+USAGE_SETTLES_IN: Final = timedelta(hours=1)
+"""Meters count what they were sent within minutes."""
 
 
 class RunLost(Exception):
@@ -98,13 +102,14 @@ class Comparison:
         self._sync = sync
         self._run = run
         self._seen: set[str] = set()
-        self._counts: Counter[str] = Counter(customers=0, subscriptions=0, invoices=0, drifting=0, mended=0)
+        self._counts: Counter[str] = Counter(customers=0, subscriptions=0, invoices=0, usage=0, drifting=0, mended=0)
 
     async def carry_out(self) -> Mapping[str, int]:
         await self._compare_customers()
         await self._compare_subscriptions()
         await self._compare_invoices()
         await self._compare_what_only_we_have()
+        await self._compare_usage()
         async with self._database.transaction() as conn:
             for one in await drift_queries.find_profile_drift(conn):
                 await drift_queries.replace_drift(conn, self._run, one.object_id, [one])
@@ -156,6 +161,28 @@ class Comparison:
                 return
             after = ids[-1]
             await self._look_closer("ours", [], [known for known in ids if known not in self._seen])
+
+    async def _compare_usage(self) -> None:
+        """What we reported to meters beside what they counted; the last hour is left to settle on both sides."""
+        async with self._database.transaction() as conn:
+            end = (await queries.get_now(conn) - USAGE_SETTLES_IN).replace(second=0, microsecond=0)
+            start = end - USAGE_OF
+            totals = await usage_queries.find_totals(conn, start=start, end=end)
+        for total in totals:
+            customer_id, meter, ours = total["stripe_customer_id"], total["meter"], total["value"]
+            theirs = await self._payments.usage_total(meter=meter, customer_id=customer_id, start=start, end=end)
+            object_id = f"usage:{customer_id}:{meter}"
+            found = (
+                [Drift(object_id=object_id, what="usage", ours=ours, theirs=theirs)]
+                if theirs not in {None, ours}
+                else []
+            )
+            self._counts["usage"] += 1
+            self._counts["drifting"] += bool(found)
+            async with self._database.transaction() as conn:
+                await drift_queries.replace_drift(conn, self._run, object_id, found)
+                if not await drift_queries.extend_run(conn, self._run, counts=self._counts):
+                    raise RunLost
 
     async def _look_closer(self, kind: str, ids: Sequence[str], suspects: Sequence[str]) -> None:
         """Fetch what seems to differ; what still does is reported, and mended if the run is to mend."""

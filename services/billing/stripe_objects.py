@@ -14,6 +14,7 @@ from services.billing.domain import (
     StripePrice,
     StripeSubscription,
     SubscriptionStatus,
+    UsageErrors,
 )
 
 Facts = Mapping[str, Any]
@@ -97,6 +98,20 @@ def read_invoice(facts: Facts) -> StripeInvoice:
         period_end=instant(max((period["end"] for period in periods if period), default=None)),
         paid_at=instant(_part(facts, "status_transitions").get("paid_at")),
         created_at=_created(facts),
+    )
+
+
+def read_usage_errors(event: Facts) -> UsageErrors:
+    reason = _part(_part(event, "data"), "reason")
+    kinds: Sequence[Facts] = reason.get("error_types") or []
+    return UsageErrors(
+        codes={
+            identifier: kind["code"]
+            for kind in kinds
+            for sample in cast("Sequence[Facts]", kind.get("sample_errors") or [])
+            if (identifier := _part(sample, "request").get("identifier")) is not None
+        },
+        count=reason.get("error_count") or 0,
     )
 
 

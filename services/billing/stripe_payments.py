@@ -25,6 +25,8 @@ from services.billing.domain import (
     StripeInvoice,
     StripePrice,
     StripeSubscription,
+    UsageErrors,
+    UsageReport,
 )
 from services.billing.pacing import Gate
 from services.billing.stripe_objects import (
@@ -35,6 +37,7 @@ from services.billing.stripe_objects import (
     read_invoice,
     read_price,
     read_subscription,
+    read_usage_errors,
 )
 
 CALL_TIMEOUT_S: Final = 10.0
@@ -75,7 +78,9 @@ class StripePayments:
 
     def __init__(self, client: stripe.StripeClient, gate: Gate) -> None:
         self._v1 = client.v1
+        self._v2 = client.v2
         self._gate = gate
+        self._meters: dict[str, str] = {}
 
     async def create_customer(self, *, user_id: UUID, email: str | None, idempotency_key: str) -> str:
         params: stripe.params.CustomerCreateParams = {"metadata": {"user_id": str(user_id)}}
@@ -107,16 +112,17 @@ class StripePayments:
         user_id: UUID,
         customer_id: str,
         lookup_key: str,
+        metered_keys: Sequence[str] = (),
         success_url: str,
         cancel_url: str,
         idempotency_key: str,
     ) -> StripeCheckout:
-        price_id = await self._price_id(lookup_key)
+        price_id, *metered_ids = await self._price_ids([lookup_key, *metered_keys])
         params: stripe.params.checkout.SessionCreateParams = {
             "mode": "subscription",
             "customer": customer_id,
             "client_reference_id": str(user_id),
-            "line_items": [{"price": price_id, "quantity": 1}],
+            "line_items": [{"price": price_id, "quantity": 1}, *({"price": metered} for metered in metered_ids)],
             "success_url": success_url,
             "cancel_url": cancel_url,
             "metadata": {"user_id": str(user_id)},
@@ -170,13 +176,16 @@ class StripePayments:
         invoice = await self._call_or_none(lambda: self._v1.invoices.retrieve_async(invoice_id))
         return read_invoice(invoice.to_dict()) if invoice is not None else None
 
-    async def _price_id(self, lookup_key: str) -> str:
+    async def _price_ids(self, lookup_keys: Sequence[str]) -> list[str]:
+        """In the order of the keys."""
         prices = await self._call(
-            lambda: self._v1.prices.list_async({"lookup_keys": [lookup_key], "active": True, "limit": 1})
+            lambda: self._v1.prices.list_async({"lookup_keys": list(lookup_keys), "active": True, "limit": PAGE_SIZE})
         )
-        if not prices.data:
-            raise PaymentsUnavailable(f"Stripe has no active price with the lookup key {lookup_key}.", retry_after_s=60)
-        return prices.data[0].id
+        found = {price.lookup_key: price.id for price in prices.data}
+        for key in lookup_keys:
+            if key not in found:
+                raise PaymentsUnavailable(f"Stripe has no active price with the lookup key {key}.", retry_after_s=60)
+        return [found[key] for key in lookup_keys]
 
     async def _past_due_since(self, subscription_id: str) -> datetime | None:
         """When the oldest open invoice became due: a fact of Stripe's, the same whenever and how often it is asked."""
@@ -212,6 +221,43 @@ class StripePayments:
         page = await self._call(lambda: self._v1.invoices.list_async(params))
         return [read_invoice(invoice.to_dict()) for invoice in page.data]
 
+    async def report_usage(self, report: UsageReport) -> None:
+        params: stripe.params.billing.MeterEventCreateParams = {
+            "event_name": report.meter,
+            "identifier": report.identifier,
+            "timestamp": int(report.used_at.timestamp()),
+            "payload": {"stripe_customer_id": report.stripe_customer_id, "value": str(report.value)},
+        }
+        await self._call(
+            lambda: _unless_known(
+                # The key is the identifier, too: Stripe's error reports name the one or the other.
+                self._v1.billing.meter_events.create_async(params, {"idempotency_key": report.identifier})
+            )
+        )
+
+    async def usage_total(self, *, meter: str, customer_id: str, start: datetime, end: datetime) -> int | None:
+        meter_id = await self._meter_id(meter)
+        if meter_id is None:
+            return None
+        params: stripe.params.billing.MeterListEventSummariesParams = {
+            "customer": customer_id,
+            "start_time": int(start.timestamp()),
+            "end_time": int(end.timestamp()),
+        }
+        page = await self._call_or_none(lambda: self._v1.billing.meters.event_summaries.list_async(meter_id, params))
+        # Stripe's sums are floats; ours are whole units, and exact far beyond any use of a month.
+        return sum(round(summary.aggregated_value) for summary in page.data) if page is not None else None
+
+    async def fetch_usage_errors(self, event_id: str) -> UsageErrors:
+        event = await self._call(lambda: self._v2.core.events.retrieve_async(event_id))
+        return read_usage_errors(event.to_dict())
+
+    async def _meter_id(self, event_name: str) -> str | None:
+        if event_name not in self._meters:
+            page = await self._call(lambda: self._v1.billing.meters.list_async({"status": "active", "limit": 100}))
+            self._meters = {meter.event_name: meter.id async for meter in page.auto_paging_iter()}
+        return self._meters.get(event_name)
+
     async def _read_subscription(self, subscription: stripe.Subscription) -> StripeSubscription:
         facts = subscription.to_dict()
         owed_since = await self._past_due_since(subscription.id) if facts["status"] == "past_due" else None
@@ -245,6 +291,16 @@ class StripePayments:
                 raise
 
         return await self._call(or_none)
+
+
+async def _unless_known(call: Awaitable[object]) -> None:
+    """An identifier that Stripe knows is usage that it has: the first answer was lost."""
+    try:
+        await call
+    except stripe.InvalidRequestError as error:
+        is_known = error.code == "duplicate_meter_event" or "already exists with identifier" in str(error)
+        if not is_known:
+            raise
 
 
 class _SlowDown(PaymentsUnavailable):

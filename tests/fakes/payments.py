@@ -18,6 +18,8 @@ from services.billing.domain import (
     StripePrice,
     StripeSubscription,
     SubscriptionStatus,
+    UsageErrors,
+    UsageReport,
 )
 
 NOW: Final = datetime(2026, 11, 23, tzinfo=UTC)
@@ -32,6 +34,9 @@ class FakePayments:
     sessions: dict[str, StripeCheckout] = field(default_factory=dict[str, StripeCheckout])
     subscriptions: dict[str, StripeSubscription] = field(default_factory=dict[str, StripeSubscription])
     invoices: dict[str, StripeInvoice] = field(default_factory=dict[str, StripeInvoice])
+    meters: set[str] = field(default_factory=lambda: {"tokens_used"})
+    usage: dict[str, UsageReport] = field(default_factory=dict[str, UsageReport])
+    usage_errors: dict[str, UsageErrors] = field(default_factory=dict[str, UsageErrors])
     failures: list[Exception] = field(default_factory=list[Exception])
     calls: list[str] = field(default_factory=list[str])
     _keys: dict[str, str] = field(default_factory=dict[str, str])
@@ -75,6 +80,7 @@ class FakePayments:
         user_id: UUID,
         customer_id: str,
         lookup_key: str,
+        metered_keys: Sequence[str] = (),
         success_url: str,
         cancel_url: str,
         idempotency_key: str,
@@ -154,6 +160,27 @@ class FakePayments:
         self._called("list_invoices")
         found = [invoice for invoice in reversed(self.invoices.values()) if invoice.created_at >= since]
         return found if after is None else []
+
+    async def report_usage(self, report: UsageReport) -> None:
+        self._called("report_usage")
+        if report.meter not in self.meters:  # taken, and complained of afterwards
+            self.usage_errors[self._new("evt")] = UsageErrors(codes={report.identifier: "no_meter"}, count=1)
+            return
+        self.usage.setdefault(report.identifier, report)
+
+    async def usage_total(self, *, meter: str, customer_id: str, start: datetime, end: datetime) -> int | None:
+        self._called("usage_total")
+        if meter not in self.meters or customer_id not in self.customers:
+            return None
+        return sum(
+            one.value
+            for one in self.usage.values()
+            if (one.meter, one.stripe_customer_id) == (meter, customer_id) and start <= one.used_at < end
+        )
+
+    async def fetch_usage_errors(self, event_id: str) -> UsageErrors:
+        self._called("fetch_usage_errors")
+        return self.usage_errors[event_id]
 
     def _cancel(self, subscription: StripeSubscription) -> None:
         if subscription.status is not SubscriptionStatus.CANCELED:
