@@ -104,6 +104,23 @@ def dependencies_of(services: Sequence[ServiceHealth]) -> dict[str, Status]:
     return {name: worst(statuses) for name, statuses in said.items()}
 
 
+_UNITS: Final[Mapping[str, str]] = {"_ms": "ms", "_s": "s", "_percent": "%"}
+
+
+def plain_name(check: str) -> str:
+    """A check's name without its unit: `outbox_oldest_unsent_s` is `outbox oldest unsent`."""
+    unit = next((unit for unit in _UNITS if check.endswith(unit)), "")
+    return check.removesuffix(unit).replace("_", " ")
+
+
+def measured(value: Any, check: str) -> str:
+    """What a check saw, with the unit its name ends with; a word is told as it is."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return str(value)
+    unit = next((text for suffix, text in _UNITS.items() if check.endswith(suffix)), "")
+    return f"{value:,.1f}".removesuffix(".0") + (f" {unit}" if unit else "")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
     """One minute of a strip, as wide as every other."""

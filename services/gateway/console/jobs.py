@@ -66,6 +66,8 @@ class HealthSampler:
     async def run(self) -> None:
         looks = 0
         while True:
+            # First wait: a house that is just starting up is not ill.
+            await asyncio.sleep(SAMPLE_INTERVAL_S)
             try:
                 await self.sample()
                 looks += 1
@@ -74,7 +76,6 @@ class HealthSampler:
                         await queries.delete_old_samples(conn)
             except DatabaseUnavailable:
                 await self._database.wait_until_up()
-            await asyncio.sleep(SAMPLE_INTERVAL_S)
 
     async def sample(self) -> bool:
         """Look and keep what was seen; False if another replica does it this time."""

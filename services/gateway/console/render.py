@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from libs.common.clock import Clock
 from libs.common.telemetry import redact
 from services.gateway.console.charts import HEIGHT, WIDTH
+from services.gateway.console.domain import measured, plain_name
 from services.gateway.console.door import Entrant
 
 STATIC: Final = Path(__file__).parent / "static"
@@ -57,6 +58,7 @@ class View:
         names.update(environment=environment, version=version, digest=digest, width=WIDTH, height=HEIGHT)
         filters = cast("dict[str, Any]", self._templates.filters)
         filters.update(ago=self._ago, stamp=_stamp, number=_number, pretty=_pretty, short=_short)
+        filters.update(plain=plain_name, measured=measured)
 
     def page(self, template: str, request: Request, *, status: int = 200, **values: Any) -> Response:
         entrant: Entrant | None = getattr(request.state, "entrant", None)
