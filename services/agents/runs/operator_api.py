@@ -94,4 +94,4 @@ def _rendered(row: Record) -> dict[str, Any]:
 
 
 def _json(content: Any) -> Response:
-    return Response(orjson.dumps(content), media_type="application/json")
+    return Response(orjson.dumps(content, default=str), media_type="application/json")

@@ -49,7 +49,7 @@ def build_console(*, view: View, door: Door, entry: Routes, pages: Sequence[Rout
     app = create_app(title="Console", version=version)
     app.include_router(entry.router())
     for each in pages:
-        app.include_router(each.router(), prefix="/console", dependencies=[Depends(door.guard)])
+        app.include_router(each.router(), dependencies=[Depends(door.guard)])
     _install_error_pages(app, view)
     return app
 
@@ -81,6 +81,10 @@ def _install_error_pages(app: FastAPI, view: View) -> None:
     async def on_code_first(_request: Request, _error: Exception) -> Response:
         return to("/console/code")
 
+    async def on_unexpected(request: Request, _error: Exception) -> Response:
+        return refuse(request, 500, "Something went wrong on our side; the log has it under this request's id.")
+
+    app.add_exception_handler(Exception, on_unexpected)
     app.add_exception_handler(VentureError, on_venture_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http_exception)

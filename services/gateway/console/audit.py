@@ -32,7 +32,7 @@ class AuditRoutes:
         self._view = view
 
     def router(self) -> APIRouter:
-        router = APIRouter()
+        router = APIRouter(prefix="/console")
         router.add_api_route("/audit", self.page, methods=["GET"])
         return router
 

@@ -164,6 +164,8 @@ class Bar:
 
 
 NEARLY: Final = 0.8
+LEAST: Final = 0.008
+"""What is not nothing is shown as something."""
 
 
 def bars(metrics: Mapping[str, Mapping[str, Any]]) -> list[Bar]:
@@ -181,7 +183,7 @@ def _bar(name: str, *, used: int, held: int, limit: int | None) -> Bar:
         used=used,
         held=held,
         limit=limit,
-        used_x=round(100 * share, 1),
+        used_x=round(100 * share, 1) if share > LEAST else 100 * LEAST * (used > 0),
         held_x=round(100 * held_share, 1),
         status=status,
     )

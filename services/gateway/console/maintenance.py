@@ -40,7 +40,7 @@ class MaintenanceRoutes:
         self._view = view
 
     def router(self) -> APIRouter:
-        router = APIRouter()
+        router = APIRouter(prefix="/console")
         router.add_api_route("/maintenance", self.page, methods=["GET"])
         router.add_api_route("/maintenance/close", self.close, methods=["POST"])
         router.add_api_route("/maintenance/open", self.open, methods=["POST"])

@@ -23,7 +23,7 @@ class OverviewRoutes:
         self._clock = clock
 
     def router(self) -> APIRouter:
-        router = APIRouter()
+        router = APIRouter(prefix="/console")
         router.add_api_route("", self.page, methods=["GET"])
         router.add_api_route("/live/overview", self.follow, methods=["GET"], response_model=None)
         return router

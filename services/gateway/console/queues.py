@@ -36,7 +36,7 @@ class QueueRoutes:
         self._live = live
 
     def router(self) -> APIRouter:
-        router = APIRouter()
+        router = APIRouter(prefix="/console")
         router.add_api_route("/queues", self.page, methods=["GET"])
         router.add_api_route("/live/queues", self.follow, methods=["GET"], response_model=None)
         router.add_api_route("/queues/{queue}", self.messages, methods=["GET"])

@@ -26,7 +26,7 @@ class RunPages:
         self._live = live
 
     def router(self) -> APIRouter:
-        router = APIRouter()
+        router = APIRouter(prefix="/console")
         router.add_api_route("/runs", self.page, methods=["GET"])
         router.add_api_route("/runs/{run_id}", self.run, methods=["GET"])
         router.add_api_route("/runs/{run_id}/cancel", self.cancel, methods=["POST"])

@@ -19,7 +19,7 @@ class StripeEventRoutes:
         self._view = view
 
     def router(self) -> APIRouter:
-        router = APIRouter()
+        router = APIRouter(prefix="/console")
         router.add_api_route("/stripe", self.page, methods=["GET"])
         router.add_api_route("/stripe/reconcile", self.reconcile, methods=["POST"])
         router.add_api_route("/stripe/{event_id}", self.event, methods=["GET"])

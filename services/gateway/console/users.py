@@ -35,7 +35,7 @@ class UserPages:
         self._view = view
 
     def router(self) -> APIRouter:
-        router = APIRouter()
+        router = APIRouter(prefix="/console")
         router.add_api_route("/users", self.page, methods=["GET"])
         router.add_api_route("/users/{user_id}", self.user, methods=["GET"])
         router.add_api_route("/users/{user_id}/change", self.change, methods=["POST"])
@@ -135,12 +135,12 @@ class UserPages:
             return None
         return {"items": grants["items"], "new_id": str(new_id())}
 
-    async def _runs(self, user_id: UUID) -> list[dict[str, Any]]:
+    async def _runs(self, user_id: UUID) -> list[dict[str, Any]] | None:
         wanted = {"user_id": user_id, "limit": RECENT}
         try:
             return (await self._house.ask("agents", "GET", "/internal/admin/runs", params=wanted))["items"]
         except VentureError:
-            return []
+            return None
 
     async def _note(self, request: Request, me: Entered, action: str, user_id: UUID, after: dict[str, Any]) -> None:
         async with self._database.transaction() as conn:
