@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Final, assert_never
+from typing import Final, Generic, TypeVar, assert_never
 from uuid import UUID
 
 from libs.common.errors import Conflict, Invalid, Unavailable
@@ -28,6 +28,12 @@ class PaymentsRefused(Invalid):
     """Stripe understood the call and will not do it; repeating it changes nothing."""
 
     code = "billing.payments_refused"
+
+
+class Unreadable(PaymentsRefused):
+    """Stripe has the object, and this version does not understand it: a status or a shape that came later."""
+
+    code = "billing.unreadable"
 
 
 class CustomerGone(PaymentsRefused):
@@ -173,6 +179,21 @@ class UsageErrors:
 
     codes: Mapping[str, str]
     count: int
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page(Generic[T]):
+    """A page of what Stripe has, `last_id` being where the next one goes on; None where this one is the end.
+
+    One object that this version cannot read must not hide all the others: it is named in `unreadable`.
+    """
+
+    items: Sequence[T]
+    unreadable: Sequence[str] = ()
+    last_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,13 +55,14 @@ async def lease_erasures(conn: Connection, *, limit: int) -> list[UUID]:
     """Take users to erase at Stripe. The lease is `due_at` moved ahead: every step of the work may be repeated."""
     rows = await conn.fetch(
         """
-        UPDATE billing.erasures SET due_at = now() + make_interval(secs => $2), attempts = attempts + 1
-        WHERE user_id IN (
+        WITH due AS MATERIALIZED (  -- as with refreshes
             SELECT user_id FROM billing.erasures WHERE stripe_done_at IS NULL AND due_at <= now()
             ORDER BY due_at LIMIT $1
             FOR UPDATE SKIP LOCKED  -- as with refreshes: replicas share the work
         )
-        RETURNING user_id
+        UPDATE billing.erasures SET due_at = now() + make_interval(secs => $2), attempts = attempts + 1
+        FROM due WHERE erasures.user_id = due.user_id
+        RETURNING erasures.user_id
         """,
         limit,
         LEASE_S,

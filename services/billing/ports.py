@@ -6,6 +6,7 @@ from typing import Protocol
 from uuid import UUID
 
 from services.billing.domain import (
+    Page,
     StripeCheckout,
     StripeCustomer,
     StripeInvoice,
@@ -76,13 +77,13 @@ class Payments(Protocol):
         """The active prices behind these keys; at most ten keys."""
         ...
 
-    async def list_customers(self, *, after: str | None) -> Sequence[StripeCustomer]:
-        """A page, newest first, beginning behind the object `after`; an empty one is the end. So are the next two."""
+    async def list_customers(self, *, after: str | None) -> Page[StripeCustomer]:
+        """A page, newest first, beginning behind the object `after`. So are the next two."""
         ...
 
-    async def list_subscriptions(self, *, after: str | None) -> Sequence[StripeSubscription]: ...
+    async def list_subscriptions(self, *, after: str | None) -> Page[StripeSubscription]: ...
 
-    async def list_invoices(self, *, since: datetime, after: str | None) -> Sequence[StripeInvoice]: ...
+    async def list_invoices(self, *, since: datetime, after: str | None) -> Page[StripeInvoice]: ...
 
     async def report_usage(self, report: UsageReport) -> None:
         """Add to the meter; once per identifier, for as long as Stripe remembers it (a day at least).

@@ -33,10 +33,13 @@ class Settings(CommonSettings):
         return tuple(secret.strip() for secret in text.split(",") if secret.strip())
 
     @property
+    def stripe_key(self) -> str:
+        return self.stripe_secret_key.get_secret_value() if self.stripe_secret_key else ""
+
+    @property
     def is_live(self) -> bool:
         """Whether the key moves real money; Stripe's live keys are `sk_live_…` and `rk_live_…`."""
-        key = self.stripe_secret_key.get_secret_value() if self.stripe_secret_key else ""
-        return key.startswith(("sk_live_", "rk_live_"))
+        return self.stripe_key.startswith(("sk_live_", "rk_live_"))
 
     @model_validator(mode="after")
     def _require_webhook_secret(self) -> Self:

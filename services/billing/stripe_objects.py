@@ -6,7 +6,6 @@ from typing import Any, cast
 from uuid import UUID
 
 from services.billing.domain import (
-    PaymentsRefused,
     Price,
     StripeCheckout,
     StripeCustomer,
@@ -14,6 +13,7 @@ from services.billing.domain import (
     StripePrice,
     StripeSubscription,
     SubscriptionStatus,
+    Unreadable,
     UsageErrors,
 )
 
@@ -25,11 +25,11 @@ def read_customer(facts: Facts) -> StripeCustomer:
 
 
 def read_subscription(facts: Facts, *, past_due_since: datetime | None) -> StripeSubscription:
-    """Raises PaymentsRefused for a status that Stripe added since: a guess would give or take a plan."""
+    """Raises Unreadable for a status that Stripe added since: a guess would give or take a plan."""
     try:
         status = SubscriptionStatus(facts["status"])
     except ValueError as error:
-        raise PaymentsRefused("Stripe reports a subscription status that this version does not know.") from error
+        raise Unreadable("Stripe reports a subscription status that this version does not know.") from error
     items = _items(facts, "items")
     starts = [item["current_period_start"] for item in items if item.get("current_period_start") is not None]
     ends = [item["current_period_end"] for item in items if item.get("current_period_end") is not None]

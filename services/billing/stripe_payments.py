@@ -7,10 +7,10 @@ read, not the call; objects are no dicts, so they are turned into some at once; 
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import httpx
@@ -18,6 +18,7 @@ import stripe
 
 from services.billing.domain import (
     CustomerGone,
+    Page,
     PaymentsRefused,
     PaymentsUnavailable,
     StripeCheckout,
@@ -25,6 +26,8 @@ from services.billing.domain import (
     StripeInvoice,
     StripePrice,
     StripeSubscription,
+    SubscriptionStatus,
+    Unreadable,
     UsageErrors,
     UsageReport,
 )
@@ -48,6 +51,7 @@ PAGE_SIZE: Final = 100
 _PAUSES_S: Final = (0.5, 1.0, 2.0)
 
 T = TypeVar("T")
+ObjectT = TypeVar("ObjectT", bound=stripe.StripeObject)
 
 
 @asynccontextmanager
@@ -174,7 +178,7 @@ class StripePayments:
 
     async def fetch_invoice(self, invoice_id: str) -> StripeInvoice | None:
         invoice = await self._call_or_none(lambda: self._v1.invoices.retrieve_async(invoice_id))
-        return read_invoice(invoice.to_dict()) if invoice is not None else None
+        return _read(read_invoice, invoice) if invoice is not None else None
 
     async def _price_ids(self, lookup_keys: Sequence[str]) -> list[str]:
         """In the order of the keys."""
@@ -200,26 +204,26 @@ class StripePayments:
         )
         return [read_price(price.to_dict()) for price in page.data]
 
-    async def list_customers(self, *, after: str | None) -> Sequence[StripeCustomer]:
+    async def list_customers(self, *, after: str | None) -> Page[StripeCustomer]:
         params: stripe.params.CustomerListParams = {"limit": PAGE_SIZE}
         if after is not None:
             params["starting_after"] = after
         page = await self._call(lambda: self._v1.customers.list_async(params))
-        return [read_customer(customer.to_dict()) for customer in page.data]
+        return await _page(page, _as_read(read_customer))
 
-    async def list_subscriptions(self, *, after: str | None) -> Sequence[StripeSubscription]:
+    async def list_subscriptions(self, *, after: str | None) -> Page[StripeSubscription]:
         params: stripe.params.SubscriptionListParams = {"limit": PAGE_SIZE, "status": "all"}
         if after is not None:
             params["starting_after"] = after
         page = await self._call(lambda: self._v1.subscriptions.list_async(params))
-        return [await self._read_subscription(subscription) for subscription in page.data]
+        return await _page(page, self._read_subscription)
 
-    async def list_invoices(self, *, since: datetime, after: str | None) -> Sequence[StripeInvoice]:
+    async def list_invoices(self, *, since: datetime, after: str | None) -> Page[StripeInvoice]:
         params: stripe.params.InvoiceListParams = {"limit": PAGE_SIZE, "created": {"gte": int(since.timestamp())}}
         if after is not None:
             params["starting_after"] = after
         page = await self._call(lambda: self._v1.invoices.list_async(params))
-        return [read_invoice(invoice.to_dict()) for invoice in page.data]
+        return await _page(page, _as_read(read_invoice))
 
     async def report_usage(self, report: UsageReport) -> None:
         params: stripe.params.billing.MeterEventCreateParams = {
@@ -259,9 +263,9 @@ class StripePayments:
         return self._meters.get(event_name)
 
     async def _read_subscription(self, subscription: stripe.Subscription) -> StripeSubscription:
-        facts = subscription.to_dict()
-        owed_since = await self._past_due_since(subscription.id) if facts["status"] == "past_due" else None
-        return read_subscription(facts, past_due_since=owed_since)
+        is_owing = subscription.to_dict().get("status") == SubscriptionStatus.PAST_DUE
+        owed_since = await self._past_due_since(subscription.id) if is_owing else None
+        return _read(lambda facts: read_subscription(facts, past_due_since=owed_since), subscription)
 
     async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
         """Run one call inside one bound, once more where Stripe only asked for patience."""
@@ -301,6 +305,32 @@ async def _unless_known(call: Awaitable[object]) -> None:
         is_known = error.code == "duplicate_meter_event" or "already exists with identifier" in str(error)
         if not is_known:
             raise
+
+
+def _read(read: Callable[[Mapping[str, Any]], T], found: stripe.StripeObject) -> T:
+    try:
+        return read(found.to_dict())
+    except (KeyError, TypeError, ValueError) as error:
+        raise Unreadable("Stripe sent an object of a shape that this version does not know.") from error
+
+
+def _as_read(read: Callable[[Mapping[str, Any]], T]) -> Callable[[stripe.StripeObject], Awaitable[T]]:
+    async def read_one(found: stripe.StripeObject) -> T:
+        return _read(read, found)
+
+    return read_one
+
+
+async def _page(found: stripe.ListObject[ObjectT], read: Callable[[ObjectT], Awaitable[T]]) -> Page[T]:
+    items: list[T] = []
+    unreadable: list[str] = []
+    ids = [one["id"] for one in found.data]
+    for object_id, one in zip(ids, found.data, strict=True):
+        try:
+            items.append(await read(one))
+        except Unreadable:
+            unreadable.append(object_id)
+    return Page(items=items, unreadable=unreadable, last_id=ids[-1] if found.has_more else None)
 
 
 class _SlowDown(PaymentsUnavailable):

@@ -59,15 +59,15 @@ async def lease_reports(conn: Connection, *, limit: int) -> list[UsageReport]:
     """Take reports that are due; from now on each counts as possibly sent."""
     rows = await conn.fetch(
         """
-        UPDATE billing.usage_reports AS report SET lease = gen_random_uuid(), attempts = attempts + 1,
-            leased_until = now() + make_interval(secs => $2), tried_at = coalesce(report.tried_at, now())
-        FROM (
+        WITH due AS MATERIALIZED (  -- as with refreshes
             SELECT hold_id, metric, coalesce(tried_at < now() - make_interval(hours => $3), false) AS is_stale
             FROM billing.usage_reports WHERE state = 'waiting' AND due_at <= now() AND leased_until <= now()
             ORDER BY due_at LIMIT $1
             FOR UPDATE SKIP LOCKED  -- as with refreshes: replicas share the work
-        ) AS due
-        WHERE report.hold_id = due.hold_id AND report.metric = due.metric
+        )
+        UPDATE billing.usage_reports AS report SET lease = gen_random_uuid(), attempts = attempts + 1,
+            leased_until = now() + make_interval(secs => $2), tried_at = coalesce(report.tried_at, now())
+        FROM due WHERE report.hold_id = due.hold_id AND report.metric = due.metric
         RETURNING report.hold_id, report.metric, stripe_customer_id, meter, identifier, value, used_at, due.is_stale,
             lease AS token
         """,

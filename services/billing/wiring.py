@@ -45,9 +45,7 @@ async def build(
         if payments is None and settings.stripe_secret_key is not None:
             payments = await stack.enter_async_context(
                 open_stripe(
-                    settings.stripe_secret_key.get_secret_value(),
-                    api_base=settings.stripe_api_base,
-                    calls_per_s=settings.stripe_calls_per_s,
+                    settings.stripe_key, api_base=settings.stripe_api_base, calls_per_s=settings.stripe_calls_per_s
                 )
             )
         woken = asyncio.Event()
@@ -73,12 +71,7 @@ async def build(
             own_loops += [sync.run, reconciler.run, UsageReporter(backbone.database, payments).run]
             rousers += [woken.set, reconciler.woken.set]
             stripe_side = _stripe_side(Desk(backbone.database, payments, rules), PriceList(payments, rules.plans))
-        routes = Routes(
-            backbone.database,
-            rules.plans,
-            frontend_url=settings.frontend_url,
-            stripe=stripe_side,
-        )
+        routes = Routes(backbone.database, rules.plans, frontend_url=settings.frontend_url, stripe=stripe_side)
         checks = [*backbone.checks(), *_checks(backbone, is_enabled=payments is not None)]
         app = backbone.new_app(checks)
         app.include_router(routes.router())

@@ -101,9 +101,8 @@ async def lease_refreshes(conn: Connection, *, limit: int) -> list[Lease]:
     """
     rows = await conn.fetch(
         """
-        UPDATE billing.refreshes SET lease = gen_random_uuid(), leased_until = now() + make_interval(secs => $2),
-            attempts = attempts + 1
-        WHERE object_id IN (
+        -- MATERIALIZED: a subquery may be run once per row, and would lock as many rows more each time.
+        WITH due AS MATERIALIZED (
             SELECT object_id FROM billing.refreshes
             WHERE done < wanted AND due_at <= now() AND leased_until <= now()
             ORDER BY due_at
@@ -111,7 +110,10 @@ async def lease_refreshes(conn: Connection, *, limit: int) -> list[Lease]:
             -- SKIP LOCKED: workers of several replicas share the work instead of queueing for the same rows.
             FOR UPDATE SKIP LOCKED
         )
-        RETURNING object_id, lease AS token, wanted, clock_timestamp() AS read_at
+        UPDATE billing.refreshes SET lease = gen_random_uuid(), leased_until = now() + make_interval(secs => $2),
+            attempts = attempts + 1
+        FROM due WHERE refreshes.object_id = due.object_id
+        RETURNING refreshes.object_id, lease AS token, wanted, clock_timestamp() AS read_at
         """,
         limit,
         LEASE_S,

@@ -5,11 +5,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, TypeVar
 from uuid import UUID
 
 from services.billing.domain import (
     CustomerGone,
+    Page,
     PaymentsUnavailable,
     Price,
     StripeCheckout,
@@ -23,6 +24,7 @@ from services.billing.domain import (
 )
 
 NOW: Final = datetime(2026, 11, 23, tzinfo=UTC)
+ListedT = TypeVar("ListedT", StripeCustomer, StripeSubscription, StripeInvoice)
 LOOKUP_KEYS: Final = ("pro_monthly", "pro_plus_monthly", "enterprise_monthly")
 
 
@@ -148,18 +150,25 @@ class FakePayments:
             if key in LOOKUP_KEYS
         ]
 
-    async def list_customers(self, *, after: str | None) -> Sequence[StripeCustomer]:
+    async def list_customers(self, *, after: str | None) -> Page[StripeCustomer]:
         self._called("list_customers")
-        return list(reversed(self.customers.values())) if after is None else []
+        return self._page(list(self.customers.values()), after)
 
-    async def list_subscriptions(self, *, after: str | None) -> Sequence[StripeSubscription]:
+    async def list_subscriptions(self, *, after: str | None) -> Page[StripeSubscription]:
         self._called("list_subscriptions")
-        return list(reversed(self.subscriptions.values())) if after is None else []
+        return self._page(list(self.subscriptions.values()), after)
 
-    async def list_invoices(self, *, since: datetime, after: str | None) -> Sequence[StripeInvoice]:
+    async def list_invoices(self, *, since: datetime, after: str | None) -> Page[StripeInvoice]:
         self._called("list_invoices")
-        found = [invoice for invoice in reversed(self.invoices.values()) if invoice.created_at >= since]
-        return found if after is None else []
+        return self._page([one for one in self.invoices.values() if one.created_at >= since], after)
+
+    def _page(self, oldest_first: Sequence[ListedT], after: str | None) -> Page[ListedT]:
+        """One object a page: whoever forgets to turn pages is found out."""
+        newest_first = list(reversed(oldest_first))
+        start = [one.id for one in newest_first].index(after) + 1 if after is not None else 0
+        items = newest_first[start : start + 1]
+        has_more = len(newest_first) > start + 1
+        return Page(items=items, last_id=items[-1].id if has_more else None)
 
     async def report_usage(self, report: UsageReport) -> None:
         self._called("report_usage")

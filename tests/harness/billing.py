@@ -11,6 +11,7 @@ import httpx
 import stripe
 
 from libs.common.plans import Plans
+from libs.common.process import Mode
 from services.billing.settings import Settings
 from services.billing.wiring import build
 from tests.harness.database import TestDatabase
@@ -109,7 +110,13 @@ class Billing:
 
 @asynccontextmanager
 async def open_billing(
-    place: Place, state: Path, *, delivers: bool = True, plans: Plans | None = None, flags: Sequence[str] = ()
+    place: Place,
+    state: Path,
+    *,
+    delivers: bool = True,
+    plans: Plans | None = None,
+    flags: Sequence[str] = (),
+    mode: Mode = "all",
 ) -> AsyncGenerator[Billing, None]:
     """`flags` are the emulator's. Stripe is called as fast as it answers."""
     port, secret = free_port(), new_webhook_secret()
@@ -122,7 +129,7 @@ async def open_billing(
         stripe_calls_per_s=500,
         frontend_url="https://app.example.com",
     )
-    async with run_service(build(settings, plans=plans)) as running:
+    async with run_service(build(settings, plans=plans), mode=mode) as running:
         webhook_url = f"{running.base_url}/webhooks/stripe" if delivers else None
         async with stripe_emulator(
             state, port=port, webhook_secret=secret, webhook_url=webhook_url, flags=flags
