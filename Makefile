@@ -42,8 +42,9 @@ demo: $(ENVIRONMENT_IS_CURRENT) ## Walk through the product on the running stack
 test: $(ENVIRONMENT_IS_CURRENT) ## Run the tests, with servers of their own; one part: make test T=tests/unit WORKERS=0
 	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(T)
 
-contracts: $(ENVIRONMENT_IS_CURRENT) ## Write the event contracts anew from the code; review what changed
+contracts: $(ENVIRONMENT_IS_CURRENT) ## Write the contracts of events and API anew from the code; review what changed
 	@$(PYTHON) -m tests.contracts.snapshots --write
+	@$(PYTHON) -m tests.contracts.documents --write
 
 check: lint types test ## Everything that CI runs
 

@@ -23,7 +23,7 @@ KNOWN_BY: Mapping[str, tuple[str, ...]] = {
         "NEXT_PUBLIC_SUPABASE_ANON_KEY",
         "SUPABASE_SERVICE_ROLE_KEY",
         "SUPABASE_URL",
-        "SUPABASE_KEYS_TTL_S",
+        "SUPABASE_JWKS_TTL_S",
         "SUPABASE_JWT_SECRET",
         "AUTH_SIGNING_KEYS",
         "AUTH_AUTOCONFIRM",

@@ -52,7 +52,7 @@ class Settings(CommonSettings):
     """The address clients know us by; issuer of access tokens and host of every link in a mail."""
     supabase_url: str = ""
     """An existing Supabase project that signs people in instead of us; then the keys below are that project's."""
-    supabase_keys_ttl_s: int = Field(default=600, ge=0, le=86_400)
+    supabase_jwks_ttl_s: int = Field(default=600, ge=0, le=86_400)
     """As long as Supabase lets its key set be cached; a key withdrawn there is good here for this long at most."""
     next_public_supabase_anon_key: Secret
     supabase_service_role_key: Secret

@@ -9,6 +9,7 @@ from typing import Final
 from uuid import UUID
 
 import httpx
+from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from libs.common import redis
@@ -56,6 +57,7 @@ from services.gateway.project.api import Relay
 from services.gateway.project.desk import ProjectDesk
 from services.gateway.project.state import Project, ProjectKeys, ProjectSessions, ProjectTokens, keep_in_step
 from services.gateway.quotas import Quotas
+from services.gateway.reference.api import ReferenceRoutes
 from services.gateway.runs.api import RunRoutes
 from services.gateway.runs.streams import RunStreams
 from services.gateway.sessions import OwnSessions, Sessions, StandingCache, Standings
@@ -221,11 +223,12 @@ def _routes(
         ApiKeyRoutes(database=database, answers=answers),
         AdminRoutes(database=database, switches=live.switches, upstreams=upstreams),
         LimitedRoutes(database),
+        ReferenceRoutes(version=settings.service_version),
         AdminUserRoutes(database=database, standings=live.standings),
         PageRoutes(anon_key=settings.next_public_supabase_anon_key.get_secret_value()),
     ):
         app.include_router(routes.router())
-    describe(app)
+    describe(app, auth=sign_in.app if isinstance(sign_in.app, FastAPI) else None)
     return app
 
 
@@ -244,7 +247,7 @@ async def _sign_in_by_project(stack: AsyncExitStack, settings: Settings, backbon
         anon_key=settings.next_public_supabase_anon_key.get_secret_value(),
         service_role_key=settings.supabase_service_role_key.get_secret_value(),
     )
-    keys = ProjectKeys(project, kept_s=settings.supabase_keys_ttl_s)
+    keys = ProjectKeys(project, kept_s=settings.supabase_jwks_ttl_s)
     tokens = ProjectTokens(keys, issuer=settings.issuer, secret=settings.jwt_secret)
     return _SignIn(
         app=Relay(project),

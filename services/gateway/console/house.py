@@ -36,6 +36,7 @@ class House:
         params: Mapping[str, Any] | None = None,
         body: Mapping[str, Any] | None = None,
         user_id: UUID | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Any:
         """What the service answered; with `user_id`, as if to this user. Raises UpstreamUnavailable, ServiceRefused."""
         identity = None
@@ -47,7 +48,7 @@ class House:
             identity=identity,
             params=[(key, str(value)) for key, value in (params or {}).items() if value not in (None, "")],
             content=orjson.dumps(body) if body is not None else None,
-            headers={"content-type": "application/json"} if body is not None else None,
+            headers={**({"content-type": "application/json"} if body is not None else {}), **(headers or {})},
         )
         if response.is_success:
             return response.json() if response.content else None

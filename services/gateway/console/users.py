@@ -103,9 +103,14 @@ class UserPages:
             "metric": form.get("metric", ""),
             "amount": int(amount),
             "reason": form.get("reason", "")[:500],
-            "granted_by": me.email,
         }
-        await self._house.ask("metering", "POST", f"/internal/users/{user_id}/grants", body=body)
+        await self._house.ask(
+            "metering",
+            "POST",
+            f"/internal/admin/users/{user_id}/grants",
+            body=body,
+            headers={"x-actor": str(me.user_id)},
+        )
         await self._note(request, me, "usage_granted", user_id, body)
         return to(f"/console/users/{user_id}", "granted")
 
@@ -130,7 +135,7 @@ class UserPages:
 
     async def _grants(self, user_id: UUID) -> dict[str, Any] | None:
         try:
-            grants = await self._house.ask("metering", "GET", f"/internal/users/{user_id}/grants")
+            grants = await self._house.ask("metering", "GET", f"/internal/admin/users/{user_id}/grants")
         except VentureError:
             return None
         return {"items": grants["items"], "new_id": str(new_id())}

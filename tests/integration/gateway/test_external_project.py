@@ -159,7 +159,7 @@ async def test_tokens_outlive_a_rotation_of_keys_and_withdrawn_keys_do_not(
     place: Place, project_settings: Settings
 ) -> None:
     old, new = new_signing_key("old"), new_signing_key("new")
-    settings = outer_settings(place, project_settings, supabase_keys_ttl_s=0)
+    settings = outer_settings(place, project_settings, supabase_jwks_ttl_s=0)
 
     def project(*keys: dict[str, str]) -> Any:
         return run_service(
