@@ -10,12 +10,12 @@ from starlette.types import ASGIApp
 
 from libs.common import database as db
 from libs.common import outbox
-from libs.common.broker import BrokerPublisher, Consumer, Subscription, open_publisher
+from libs.common.broker import BrokerPublisher, Consumer, ParkedMessages, Subscription, open_publisher
 from libs.common.clock import Clock
 from libs.common.database import Database
 from libs.common.health import Check, Finding, at_most, export_checks, health_router
 from libs.common.http import Edge, ServiceAuth, create_app
-from libs.common.parked_api import OwnParked, ParkedRoutes
+from libs.common.parked_api import ParkedRoutes
 from libs.common.process import Loop
 from libs.common.settings import CommonSettings
 from libs.common.traffic import Traffic
@@ -36,8 +36,8 @@ class Backbone:
     clock: Clock
     database: Database
     publisher: BrokerPublisher
+    parked: ParkedMessages
     consumer: Consumer
-    parked: OwnParked
     relay: outbox.Relay
     sweeper: outbox.Sweeper
     traffic: Traffic = field(default_factory=Traffic)
@@ -79,7 +79,7 @@ class Backbone:
                 checks=checks,
             )
         )
-        app.include_router(ParkedRoutes(self.parked).router())
+        app.include_router(ParkedRoutes(self.parked, self.consumer.queues).router())
         return app
 
     def edge(self, app: ASGIApp) -> ASGIApp:
@@ -134,17 +134,16 @@ async def open_backbone(
         )
         amqp_url = settings.amqp_url.get_secret_value()
         publisher = await stack.enter_async_context(open_publisher(amqp_url, name=service))
-        consumer = Consumer(
-            amqp_url, service=service, subscriptions=subscriptions, database=database, publisher=publisher
-        )
         yield Backbone(
             service=service,
             settings=settings,
             clock=clock,
             database=database,
             publisher=publisher,
-            consumer=consumer,
-            parked=OwnParked(amqp_url, queues=consumer.queues),
+            parked=ParkedMessages(amqp_url, publisher=publisher, name=service),
+            consumer=Consumer(
+                amqp_url, service=service, subscriptions=subscriptions, database=database, publisher=publisher
+            ),
             relay=outbox.Relay(database, publisher, source=service),
             sweeper=outbox.Sweeper(database),
         )

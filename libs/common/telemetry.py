@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shutil
 import sys
 from collections.abc import Generator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ CHECK_VALUE: Final = prometheus_client.Gauge(
     "What a check of /health/ready measured, in the unit its name ends with.",
     ["service", "check"],
 )
+DISK_FREE: Final = prometheus_client.Gauge("venture_disk_free_bytes", "Free space on the disk this process runs on.")
 EVENTS: Final = prometheus_client.Counter(
     "venture_events",
     "Business facts told to the other services, by type and outcome where there is one.",
@@ -57,6 +59,28 @@ _SECRET_KEYS: Final = re.compile(r"password|secret|token|authorization|apikey|ap
 _SECRET_VALUES: Final = re.compile(
     r"(sk|rk|whsec|vc)_[A-Za-z0-9_]{6,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*|//[^/\s:@]+:[^/\s@]+@"
 )
+
+
+# Error reports leave the house: there no address of a person may be either.
+_PERSONAL_VALUES: Final = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,}")
+_PERSONAL_KEYS: Final = re.compile(r"email|phone|ip_address|username|remote_addr", re.IGNORECASE)
+
+
+def scrub(value: Any) -> Any:
+    """As `redact`, and personal data besides."""
+    if isinstance(value, str):
+        return _PERSONAL_VALUES.sub("[redacted]", _SECRET_VALUES.sub("[redacted]", value))
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        return {
+            key: "[redacted]"
+            if item and (_SECRET_KEYS.search(str(key)) or _PERSONAL_KEYS.search(str(key)))
+            else scrub(item)
+            for key, item in items
+        }
+    if isinstance(value, list | tuple):
+        return [scrub(item) for item in cast("list[Any]", value)]
+    return value
 
 
 def redact(value: Any) -> Any:
@@ -143,27 +167,47 @@ def configure_tracing(*, service: str, version: str, environment: str, otlp_endp
     trace.set_tracer_provider(provider)
 
 
-def configure_sentry(*, dsn: str | None, service: str, version: str, environment: str) -> None:
-    """Report unhandled errors, scrubbed; off without a DSN."""
+def configure_sentry(*, dsn: str | None, service: str, version: str, environment: str, transport: Any = None) -> None:
+    """Report unhandled errors with release, environment, service and the trace they happened in; off without a DSN.
+
+    Scrubbed before they leave: secrets, addresses, request bodies, cookies, local variables.
+    """
     if not dsn:
         return
     import sentry_sdk  # noqa: PLC0415 - 4 MB only some need
 
     sentry_sdk.init(
         dsn=dsn,
-        release=version,
+        release=f"venture-companion@{version}",
         environment=environment,
         server_name=service,
         send_default_pii=False,
         include_local_variables=False,
         max_request_body_size="never",
-        before_send=lambda event, _hint: redact(event),
+        traces_sample_rate=None,  # traces go where OTEL_EXPORTER_OTLP_ENDPOINT says; an error carries its trace's id
+        before_send=lambda event, _hint: _prepare_report(cast("dict[str, Any]", event), service),
+        before_breadcrumb=lambda crumb, _hint: scrub(crumb),
+        transport=transport,
     )
+
+
+def _prepare_report(event: dict[str, Any], service: str) -> Any:
+    for name in ("user", "request"):
+        event.pop(name, None)
+    scrubbed: dict[str, Any] = scrub(event)
+    scrubbed["tags"] = {**dict(scrubbed.get("tags") or {}), "service": service}
+    trace_id = current_trace_id()
+    if trace_id:
+        context = trace.get_current_span().get_span_context()
+        joined = {"trace_id": trace_id, "span_id": format(context.span_id, "016x"), "op": "venture"}
+        scrubbed["contexts"] = {**dict(scrubbed.get("contexts") or {}), "trace": joined}
+    return scrubbed
 
 
 def serve_metrics(*, host: str, port: int) -> None:
     """Expose `/metrics` on a port of its own, which no gateway route leads to. Port 0 switches it off."""
     if port:
+        DISK_FREE.set_function(lambda: shutil.disk_usage("/").free)
         prometheus_client.start_http_server(port, addr=host)
 
 

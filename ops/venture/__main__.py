@@ -1,6 +1,7 @@
 """`python -m ops.venture`, or `scripts/venture`: the operator's command line."""
 
 import sys
+from collections.abc import Sequence
 
 import typer
 
@@ -56,10 +57,12 @@ def build_app() -> typer.Typer:
     return app
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     configure_logging(service="venture", level="ERROR")
     try:
-        build_app()(prog_name="venture")
+        build_app()(args=arguments, prog_name="venture")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else NOT_WELL
     except NotFound as failure:
         return _refuse(failure, NOT_FOUND)
     except NotConfirmed as failure:

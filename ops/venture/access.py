@@ -44,14 +44,16 @@ class Access:
 
 
 def find_access() -> Access:
-    """The environment's where it names a database; else that of the stack in VENTURE_HOME or this checkout."""
-    if os.environ.get(DATABASE_URL):
-        return Access(values=dict(os.environ))
+    """The stack in VENTURE_HOME or this checkout, unless the environment names another database than that stack's."""
     home = Home.of()
+    named = os.environ.get(DATABASE_URL)
     stack = Stack(home.path)
-    if not stack.is_running():
+    found = stack.operator_environment() if stack.is_running() else {}
+    if found and named in {None, "", found[DATABASE_URL]}:  # a shell that evaluated `make env` names our own
+        return Access(values=found, logs=home.logs)
+    if not named:
         raise Failure(
             f"There is nothing to operate: {DATABASE_URL} is not set, and no stack runs in {home.path}. "
             "`make up` starts one; for another, set the names that `venture verify-env --list` prints."
         )
-    return Access(values=stack.operator_environment(), logs=home.logs)
+    return Access(values=dict(os.environ))

@@ -7,6 +7,7 @@ where Stripe has it.
 """
 
 import json
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,7 +54,7 @@ def backup(
         "taken_at": row["at"].isoformat(),
         "taken_by": desk.actor,
         "bytes": (directory / _DUMP).stat().st_size,
-        "waiting": {queue.name: queue.waiting for queue in queues if queue.waiting},
+        "waiting": {name: queue.waiting for name, queue in queues.items() if queue.waiting},
         "parked": len(parked),
     }
     write_private(directory / _MANIFEST, json.dumps(manifest, indent=1))
@@ -75,7 +76,7 @@ def restore(
     manifest = json.loads(_read(directory / _MANIFEST))
     desk.confirm(f"Replace the database by its state of {manifest['taken_at']}?")
     tools = dumps.Tools(url=superuser_url(desk), through=through.split())
-    queues = [queue.name for queue in with_broker(desk, lambda broker: broker.queues())]
+    queues = list(with_broker(desk, lambda broker: broker.queues()))
     audit(desk, "restore", subject=str(directory), after={"taken_at": manifest["taken_at"]})
     tools.load(directory / _DUMP)
     again = tools.send_again(queues)
@@ -124,14 +125,7 @@ def _put_back(desk: Desk, directory: Path) -> list[str]:
 
 
 def _stored(message: ParkedMessage) -> dict[str, Any]:
-    return {
-        "id": message.id,
-        "queue": message.queue,
-        "reason": message.reason,
-        "error": message.error,
-        "attempts": message.attempts,
-        "body": message.body.decode("utf-8", "surrogateescape"),
-    }
+    return {**asdict(message), "body": message.body.decode("utf-8", "surrogateescape")}
 
 
 def _parked(stored: dict[str, Any]) -> ParkedMessage:

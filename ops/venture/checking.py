@@ -191,8 +191,11 @@ def check_mail(desk: Desk) -> dict[str, Any]:
 
 
 def check_queues(desk: Desk) -> dict[str, Any]:
-    queues = with_broker(desk, lambda parked: parked.queues())
-    rows = [{"queue": it.name, "waiting": it.waiting, "parked": it.parked, "consumers": it.consumers} for it in queues]
+    queues = with_broker(desk, lambda broker: broker.queues())
+    rows = [
+        {"queue": name, "waiting": it.waiting, "parked": it.parked, "consumers": it.consumers}
+        for name, it in queues.items()
+    ]
     is_ok = bool(rows) and all(row["consumers"] and not row["parked"] for row in rows)
     return {"status": "ok" if is_ok else "failed", "queues": rows}
 

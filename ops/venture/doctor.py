@@ -136,11 +136,11 @@ def _database(desk: Desk) -> list[Row]:
 
 def _broker(desk: Desk) -> list[Row]:
     try:
-        queues = with_broker(desk, lambda parked: parked.queues())
+        queues = with_broker(desk, lambda broker: broker.queues())
     except Failure as failure:
         return [_row("rabbitmq", "answers", "events-not-flowing", is_ok=False, value=str(failure))]
-    orphaned = [queue.name for queue in queues if not queue.consumers]
-    parked = {queue.name: queue.parked for queue in queues if queue.parked}
+    orphaned = [name for name, queue in queues.items() if not queue.consumers]
+    parked = {name: queue.parked for name, queue in queues.items() if queue.parked}
     return [
         _row("rabbitmq", "answers", "events-not-flowing", is_ok=True),
         _row("rabbitmq", "queues_without_consumer", "events-not-flowing", is_ok=not orphaned,

@@ -1,6 +1,7 @@
 """PostgreSQL's own tools for backup and restore, and what a restored database has to tell again."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from psycopg import sql
 from libs.common.clock import system_clock
 from libs.common.events import CATALOGUE
 from ops.engines.definitions import SERVICES
-from ops.engines.packages import ensure_programs
+from ops.engines.packages import find_postgres
 from ops.failure import Failure
 
 RESTORED: Final = "venture_restored"
@@ -91,7 +92,7 @@ class Tools:
         if self.through:
             command, environment = (*self.through, tool, "--username=postgres", *arguments), dict(os.environ)
         else:
-            command, environment = (str(_beside_the_server(tool)), *arguments), {**os.environ, **self._libpq()}
+            command, environment = (_find(tool), *arguments), {**os.environ, **self._libpq()}
         done = subprocess.run(command, check=False, env=environment, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE)
         if done.returncode != 0:
             raise Failure(f"{tool} failed: {done.stderr.decode(errors='replace').strip()[:2000]}")
@@ -107,5 +108,7 @@ class Tools:
         }
 
 
-def _beside_the_server(tool: str) -> Path:
-    return ensure_programs().postgres.with_name(tool)
+def _find(tool: str) -> str:
+    """Beside the server of this machine, which it then fits; else whichever is installed."""
+    beside = find_postgres()
+    return str(beside.with_name(tool)) if beside else shutil.which(tool) or tool

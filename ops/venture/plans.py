@@ -6,7 +6,8 @@ import typer
 
 from libs.common.plans import load_plans
 from ops.failure import Failure
-from ops.venture.database import acting, looking
+from ops.venture import services
+from ops.venture.database import acting, audit, looking
 from ops.venture.desk import NOT_WELL, AsJson, Desk, DryRun, Reason, Yes, leave
 from ops.venture.users import Who, get_user
 
@@ -151,23 +152,27 @@ def reset_usage(
 
 def rebuild_usage(
     *,
-    verify: Annotated[bool, typer.Option("--verify", help="Only compare counters with the ledger.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Only compare; exit 1 if they differ.")] = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare every counter with what the ledger adds up to, and every held amount with the open holds."""
-    desk = Desk(as_json=as_json)
-    if not verify:
-        raise Failure("Counters are compared with --verify. Nothing rebuilds them behind the ledger's back.")
+    """Compare counters with the ledger and held amounts with open holds; without --verify work them out anew."""
+    desk = Desk(as_json=as_json, dry_run=dry_run, yes=yes)
     with looking(desk) as conn:
         rows = conn.execute(
             """SELECT user_id, metric_type, period_start, counted, booked, held, open FROM metering.drift
                ORDER BY user_id, metric_type"""
         ).fetchall()
-    desk.table(
-        rows,
-        columns=("user_id", "metric_type", "period_start", "counted", "booked", "held", "open"),
-        empty="Counters and ledger are equal.",
-    )
+    if not verify:
+        desk.confirm(f"Work all counters out anew from the ledger? {len(rows)} differ.")
+        audit(desk, "usage_rebuilt", after={"differed": rows[:100]})
+        body = {"verify": False}
+        told = {} if dry_run else services.internal(desk, "metering", "POST", "/internal/admin/rebuild", body=body)
+        desk.report(f"{len(rows)} counters were put right.", {"differed": rows, **told})
+        return
+    columns = ("user_id", "metric_type", "period_start", "counted", "booked", "held", "open")
+    desk.table(rows, columns=columns, empty="Counters and ledger are equal.")
     if rows:
         leave(NOT_WELL)
 
@@ -204,7 +209,7 @@ def who_is_limited(
             SELECT um.user_id, up.subscription_tier AS tier, um.metric_type, um.metric_value AS used,
                    um.held_value AS held, um.period_end AS resets_at, um.period_start
             FROM usage_metrics um JOIN user_profiles up ON um.user_id = up.user_id::text
-            WHERE um.period_start = metering.period_start(now()) ORDER BY um.metric_value DESC
+            WHERE um.period_start <= now() AND now() < um.period_end ORDER BY um.metric_value DESC
             """
         ).fetchall()
     found = [

@@ -38,9 +38,7 @@ def readiness(address: str) -> dict[str, Any]:
 def internal(desk: Desk, service: str, method: str, path: str, *, body: Any = None, user_id: str | None = None) -> Any:
     """A call between services, as the operator or, with `user_id`, for that user."""
     user = {"sub": user_id, "role": "authenticated"} if user_id else None
-    token = service_tokens.mint(
-        desk.access.need("SERVICE_TOKEN_SECRET"), issuer="operator", audience=service, user=user
-    )
+    token = service_tokens.mint(desk.access.need("SERVICE_TOKEN_SECRET"), issuer="ops", audience=service, user=user)
     address = desk.access.need(f"{service.upper()}_URL")
     return _call(f"{service} at {address}", method, f"{address}{path}", body, {"Authorization": f"Bearer {token}"})
 

@@ -163,13 +163,13 @@ def _live_parts(settings: Settings, backbone: Backbone, client: redis.Redis, sta
 
 
 def _auth_failures(backbone: Backbone) -> Check:
-    """Wrong passwords, dead refresh tokens, unknown codes among all attempts; a refusal for haste is neither."""
+    """Wrong passwords, dead refresh tokens, unknown codes among all attempts; one refused for haste is none."""
     attempts = {"/auth/v1/token", "/auth/v1/verify"}
 
     async def probe() -> Finding:
         return backbone.traffic.share_percent(
-            of=lambda _, status: 400 <= status < 500 and status != 429,  # noqa: PLR2004
-            among=lambda route, _: route in attempts,
+            of=lambda _, status: 400 <= status < 500,  # noqa: PLR2004
+            among=lambda route, status: route in attempts and status != 429,  # noqa: PLR2004
             at_most_percent=MAX_AUTH_FAILURES_PERCENT,
         )
 

@@ -310,6 +310,6 @@ async def count_users_at_limits(conn: Connection) -> int:
         """
         SELECT count(DISTINCT t.user_id) FROM metering.thresholds AS t
         JOIN public.usage_metrics AS u USING (user_id, metric_type, period_start)
-        WHERE t.percent = 100 AND t.period_start = metering.period_start(now()) AND u.metric_value > 0
+        WHERE t.percent = 100 AND u.period_start <= now() AND now() < u.period_end AND u.metric_value > 0
         """
     )

@@ -5,7 +5,7 @@ A connection that publishes is frozen by a memory or disk alarm, and would freez
 
 from libs.common.broker.consumer import Consumer, QueueState
 from libs.common.broker.lane import Handler, Subscription
-from libs.common.broker.parked import ParkedMessage, ParkedMessages, QueueView, open_parked
+from libs.common.broker.parked import ParkedMessage, ParkedMessages
 from libs.common.broker.publisher import BrokerPublisher, BrokerUnavailable, open_publisher
 from libs.common.broker.topology import RETRY_DELAYS_S, parked_queue, queue_name
 
@@ -18,9 +18,7 @@ __all__ = [
     "ParkedMessage",
     "ParkedMessages",
     "QueueState",
-    "QueueView",
     "Subscription",
-    "open_parked",
     "open_publisher",
     "parked_queue",
     "queue_name",

@@ -1,182 +1,166 @@
-"""Parked messages as operators handle them: look at all, send one back to where it came from, or discard it.
+"""Parked messages in an operator's hands: looked at without being taken, sent back to where they failed, or given up.
 
-Nothing is ever in two places for longer than a confirm: a message is published back first and acked after. Cut off
-between the two it is handled twice, which the inbox turns into once.
+A replay returns the message to its queue as if it had just come, confirmed before the parked copy is acked: killed in
+between, it is parked *and* queued, and the inbox makes the second time harmless. Looking costs a message a delivery,
+and newer brokers drop what was delivered twenty times; one that was looked at often is therefore parked afresh.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelNotFoundEntity
 
 from libs.common.broker import topology
-from libs.common.broker.publisher import BrokerUnavailable
-from libs.common.events import CATALOGUE, CONTENT_TYPE
+from libs.common.broker.consumer import QueueState
+from libs.common.broker.publisher import BrokerPublisher, BrokerUnavailable
 
-CONNECT_TIMEOUT_S: Final = 5
-MOST_LOOKED_AT: Final = 1000
-_OF_PARKING: Final = frozenset({"x-attempt", "x-last-error"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueueView:
-    """A queue as the broker counts it: what waits, what is parked behind it, and who consumes."""
-
-    name: str
-    waiting: int
-    parked: int
-    consumers: int
+MAX_HELD: Final = 1000
+"""So many messages of one queue are looked through at most; the oldest come first."""
+RENEW_AT: Final = topology.DELIVERY_LIMIT // 2
+TIMEOUT_S: Final = 4.0
+_OF_THE_FAILURE: Final = ("x-parked-", "x-attempt", "x-last-error", "x-death", "x-first-death-", "x-last-death-")
+_OF_THE_BROKER: Final = ("x-delivery-count", "x-acquired-count")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParkedMessage:
-    id: str
+    """`queue` is where it failed. A message that came without an id goes by a hash of its body."""
+
     queue: str
-    """Where it came from, and where it goes back to."""
+    message_id: str
     reason: str
     error: str
     attempts: int
     body: bytes
+    headers: Mapping[str, Any]
 
 
 class ParkedMessages:
-    """Over one connection, as the broker's operator or as the service whose queues they are."""
+    """Over a connection of its own for each act: operators are few, and nobody is left holding messages."""
 
-    def __init__(self, connection: AbstractConnection, *, names: Sequence[str]) -> None:
-        self._connection = connection
-        self._names = names
+    def __init__(self, url: str, *, publisher: BrokerPublisher, name: str) -> None:
+        self._url = url
+        self._publisher = publisher
+        self._name = name
+        self._one_at_a_time = asyncio.Lock()  # what one act holds, another would not see
 
-    async def queues(self, *, queue: str | None = None) -> list[QueueView]:
-        """Every queue that its consumer has ever declared, or the one that is named."""
-        views: list[QueueView] = []
-        channel = await self._connection.channel()
-        for name in self._names if queue is None else (queue,):
-            try:
-                source = await channel.declare_queue(name, passive=True)
-                parked = await channel.declare_queue(topology.parked_queue(name), passive=True)
-            except ChannelNotFoundEntity:
-                channel = await self._connection.channel()  # the broker closes the one that asked
-                continue
-            views.append(
-                QueueView(
-                    name=name,
-                    waiting=source.declaration_result.message_count or 0,
-                    parked=parked.declaration_result.message_count or 0,
-                    consumers=source.declaration_result.consumer_count or 0,
-                )
-            )
-        await channel.close()
-        return views
-
-    async def messages(self, *, queue: str | None = None) -> list[ParkedMessage]:
-        """All parked messages, or those of one queue, oldest first in each; they stay where they are."""
-        found: list[ParkedMessage] = []
-        for view in await self.queues(queue=queue):
-            if view.parked:
-                async with self._taken(view.name) as messages:
-                    found += [_read(view.name, message) for message in messages]
-        return found
-
-    async def replay(self, message_id: str | None, *, queue: str | None = None) -> list[ParkedMessage]:
-        """Send back the one with this id, or all (None); return those sent. Sending again finds nothing."""
-        return await self._end(message_id, queue, is_replay=True)
-
-    async def discard(self, message_id: str, *, queue: str | None = None) -> list[ParkedMessage]:
-        return await self._end(message_id, queue, is_replay=False)
-
-    async def park_again(self, messages: Sequence[ParkedMessage]) -> list[str]:
-        """Park those that are not parked now, as after the loss of the broker's disk; return their ids."""
-        there = {message.id for message in await self.messages()}
-        missing = [message for message in messages if message.id not in there]
-        for message in missing:
-            headers = {
-                "x-parked-reason": message.reason,
-                "x-parked-error": message.error,
-                "x-parked-from": message.queue,
-                "x-parked-attempts": message.attempts,
-            }
-            await self._publish(topology.parked_queue(message.queue), message.id, message.body, headers)
-        return [message.id for message in missing]
-
-    async def _end(self, message_id: str | None, queue: str | None, *, is_replay: bool) -> list[ParkedMessage]:
-        ended: list[ParkedMessage] = []
-        for view in await self.queues(queue=queue):
-            if not view.parked:
-                continue
-            async with self._taken(view.name) as messages:
-                for message in messages:
-                    if message_id is not None and message.message_id != message_id:
+    async def states(self, queues: Iterable[str]) -> dict[str, QueueState]:
+        """What the broker says of each queue right now; a queue that was never declared is left out."""
+        states: dict[str, QueueState] = {}
+        async with self._connected() as connection:
+            for name in queues:
+                # A channel each: asking for a queue that is not there closes it.
+                async with connection.channel(publisher_confirms=False) as channel:
+                    try:
+                        queue = (await channel.declare_queue(name, passive=True)).declaration_result
+                        behind = (
+                            await channel.declare_queue(topology.parked_queue(name), passive=True)
+                        ).declaration_result
+                    except ChannelNotFoundEntity:
                         continue
-                    if is_replay:
-                        await self._send_back(view.name, message)
-                    await message.ack()
-                    ended.append(_read(view.name, message))
-        return ended
+                states[name] = QueueState(
+                    consumers=queue.consumer_count or 0,
+                    waiting=queue.message_count or 0,
+                    parked=behind.message_count or 0,
+                )
+        return states
 
-    async def _send_back(self, queue: str, message: AbstractIncomingMessage) -> None:
-        headers = {name: value for name, value in message.headers.items() if not _is_of_parking(name)}
-        await self._publish(queue, message.message_id, message.body, headers)
+    async def look(self, queue: str, *, limit: int = 100) -> list[ParkedMessage]:
+        """The oldest parked messages of a queue, left where they are."""
+        async with self._held(queue, limit=limit) as messages:
+            for message in messages:
+                await self._put_back(queue, message)
+            return [_read(queue, message) for message in messages]
 
-    async def _publish(self, queue: str, message_id: str | None, body: bytes, headers: dict[str, Any]) -> None:
-        channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
-        sent = aio_pika.Message(
-            body,
-            message_id=message_id,
-            content_type=CONTENT_TYPE,
-            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-            headers=headers,
+    async def replay(self, queue: str, *, message_id: str | None = None) -> int:
+        """Send one message, or all, back to the queue it failed in; return how many that were."""
+        return await self._settle(queue, message_id, replay=True)
+
+    async def discard(self, queue: str, *, message_id: str | None = None) -> int:
+        """Give one message, or all, up for good; return how many that were."""
+        return await self._settle(queue, message_id, replay=False)
+
+    async def _settle(self, queue: str, message_id: str | None, *, replay: bool) -> int:
+        count = 0
+        async with self._held(queue, limit=MAX_HELD) as messages:
+            for message in messages:
+                if message_id is not None and identify(message) != message_id:
+                    await self._put_back(queue, message)
+                    continue
+                if replay:
+                    await self._publish(queue, message, without=(*_OF_THE_FAILURE, *_OF_THE_BROKER))
+                await message.ack()
+                count += 1
+        return count
+
+    async def _put_back(self, queue: str, message: AbstractIncomingMessage) -> None:
+        deliveries = message.headers.get("x-delivery-count", 0)
+        if not isinstance(deliveries, int) or deliveries < RENEW_AT:
+            await message.nack(requeue=True)
+            return
+        await self._publish(topology.parked_queue(queue), message, without=_OF_THE_BROKER)
+        await message.ack()
+
+    async def _publish(self, queue: str, message: AbstractIncomingMessage, *, without: tuple[str, ...]) -> None:
+        await self._publisher.publish(
+            exchange="",
+            routing_key=queue,
+            body=message.body,
+            message_id=message.message_id,
+            headers={name: value for name, value in message.headers.items() if not name.startswith(without)},
         )
-        await channel.default_exchange.publish(sent, routing_key=queue, mandatory=True, timeout=CONNECT_TIMEOUT_S)
-        await channel.close()
 
     @asynccontextmanager
-    async def _taken(self, queue: str) -> AsyncGenerator[list[AbstractIncomingMessage], None]:
-        """The messages parked behind a queue, ours until the block ends; those not acked by then are there again."""
-        channel: AbstractChannel = await self._connection.channel()
-        source = await channel.get_queue(topology.parked_queue(queue), ensure=False)
-        messages: list[AbstractIncomingMessage] = []
-        while len(messages) < MOST_LOOKED_AT and (message := await source.get(fail=False)) is not None:
-            messages.append(message)
+    async def _held(self, queue: str, *, limit: int) -> AsyncGenerator[list[AbstractIncomingMessage], None]:
+        """Messages held unacked while the body runs; what it does not settle returns when the connection closes."""
+        async with self._one_at_a_time, self._connected() as connection:
+            channel = await connection.channel(publisher_confirms=False)
+            yield await _take(channel, topology.parked_queue(queue), limit=limit)
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncGenerator[aio_pika.abc.AbstractConnection, None]:
         try:
-            yield messages
-        finally:
-            await channel.close()
+            async with asyncio.timeout(TIMEOUT_S):
+                connection = await aio_pika.connect(
+                    self._url, client_properties={"connection_name": f"{self._name} parked"}
+                )
+                async with connection:
+                    yield connection
+        except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
+            raise BrokerUnavailable("The broker does not answer.", retry_after_s=2) from error
 
 
-def _is_of_parking(header: str) -> bool:
-    return header in _OF_PARKING or header.startswith(
-        ("x-parked", "x-death", "x-first-death", "x-last-death", "x-delivery")
-    )
+async def _take(channel: AbstractChannel, name: str, *, limit: int) -> list[AbstractIncomingMessage]:
+    try:
+        source = await channel.declare_queue(name, passive=True)
+    except ChannelNotFoundEntity:
+        return []
+    messages: list[AbstractIncomingMessage] = []
+    while len(messages) < limit and (message := await source.get(fail=False)) is not None:
+        messages.append(message)
+    return messages
+
+
+def identify(message: AbstractIncomingMessage) -> str:
+    return message.message_id or f"body-{hashlib.sha256(message.body).hexdigest()[:32]}"
 
 
 def _read(queue: str, message: AbstractIncomingMessage) -> ParkedMessage:
-    headers: dict[str, Any] = dict(message.headers)
-    attempts = headers.get("x-parked-attempts", 1)
+    """The broker itself parks what was delivered too often, and says so in other headers than ours."""
+    headers = message.headers
+    attempts = headers.get("x-parked-attempts", 0)
     return ParkedMessage(
-        id=message.message_id or "",
         queue=queue,
-        reason=str(headers.get("x-parked-reason", "delivery_limit")),
-        error=str(headers.get("x-parked-error", "the broker gave it up after too many deliveries")),
-        attempts=attempts if isinstance(attempts, int) else 1,
+        message_id=identify(message),
+        reason=str(headers.get("x-parked-reason") or headers.get("x-last-death-reason") or "delivery_limit"),
+        error=str(headers.get("x-parked-error") or headers.get("x-last-error") or ""),
+        attempts=attempts if isinstance(attempts, int) else 0,
         body=message.body,
+        headers={name: str(value) for name, value in headers.items()},
     )
-
-
-@asynccontextmanager
-async def open_parked(
-    url: str, *, consumers: Sequence[str] = (), queues: Sequence[str] = ()
-) -> AsyncGenerator[ParkedMessages, None]:
-    """For all queues that consumers may have, or for the queues named. Raises BrokerUnavailable."""
-    names = [*queues, *(topology.queue_name(consumer, event) for consumer in consumers for event in CATALOGUE)]
-    try:
-        connection = await aio_pika.connect(
-            url, timeout=CONNECT_TIMEOUT_S, client_properties={"connection_name": "operator"}
-        )
-        async with connection:
-            yield ParkedMessages(connection, names=names)
-    except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
-        raise BrokerUnavailable(f"{type(error).__name__} while handling parked messages") from error

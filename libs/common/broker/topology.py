@@ -18,10 +18,6 @@ DELIVERY_LIMIT: Final = 20
 """The broker's safety net only. A killed consumer raises the count of every message it had prefetched, innocent or
 not, so what decides about parking is our own count of failures."""
 
-PARKED_LOOKS: Final = 1_000_000
-"""Looking at a parked message counts as a delivery. From RabbitMQ 4 on there is a limit of 20 where none is named, and
-beyond it the message would be gone."""
-
 
 def queue_name(consumer: str, event_type: str) -> str:
     return f"{consumer}.{event_type}"
@@ -60,9 +56,7 @@ async def declare_retry_ladder(channel: AbstractChannel) -> None:
 async def declare_subscription(channel: AbstractChannel, *, consumer: str, event_type: str) -> AbstractQueue:
     """Declare the parked queue first: a message must never be dead-lettered to a queue that is not there yet."""
     name = queue_name(consumer, event_type)
-    await channel.declare_queue(
-        parked_queue(name), durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": PARKED_LOOKS}
-    )
+    await channel.declare_queue(parked_queue(name), durable=True, arguments={"x-queue-type": "quorum"})
     queue = await channel.declare_queue(
         name,
         durable=True,

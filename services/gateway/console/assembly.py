@@ -56,6 +56,7 @@ def assemble(backbone: Backbone, given: Ingredients) -> Assembled:
         upstreams=given.upstreams,
         own_checks=given.checks,
         parked=backbone.parked,
+        own_queues=backbone.consumer.queues,
     )
     door = Door(given.access, origin=origin_of(given.public_url))
     house, live = House(given.upstreams), LiveParts(door=door, slots=given.slots, stopping=given.stopping)

@@ -4,9 +4,10 @@ from typing import Any, cast
 
 from fastapi import APIRouter, Request, Response
 
+from libs.common.broker import ParkedMessages
 from libs.common.database import Database
 from libs.common.errors import NotFound
-from libs.common.parked_api import OwnParked, render
+from libs.common.parked_api import render
 from services.gateway.console import operations
 from services.gateway.console.door import Entered, Form
 from services.gateway.console.house import House, Name
@@ -24,7 +25,7 @@ class QueueRoutes:
         database: Database,
         board: Board,
         house: House,
-        parked: OwnParked,
+        parked: ParkedMessages,
         view: View,
         live: LiveParts,
     ) -> None:
@@ -54,7 +55,7 @@ class QueueRoutes:
         return self._live.follow(request, draw)
 
     async def messages(self, request: Request, queue: str) -> Response:
-        state = next((item for item in (await self._board.queues()).items if item["name"] == queue), None)
+        state = next((item for item in (await self._board.queues()).items if item["queue"] == queue), None)
         if state is None:
             raise NotFound("There is no such queue.")
         items = sorted(await self._look(queue), key=_told_at)
@@ -67,25 +68,25 @@ class QueueRoutes:
         body = {"queue": queue} if message_id is None else {"queue": queue, "message_id": message_id}
         service = _service_of(queue)
         if service is None:
-            count = len(await self._parked.replay(queue, message_id=message_id))
+            count = await self._parked.replay(queue, message_id=message_id)
         else:
-            count = len((await self._house.ask(service, "POST", "/internal/admin/parked/replay", body=body))["items"])
+            count = (await self._house.ask(service, "POST", "/internal/admin/parked/replay", body=body))["messages"]
         self._board.forget()
         return to(f"/console/queues/{queue}", "replayed", n=count)
 
     async def discard(self, request: Request, me: Entered, form: Form, queue: str) -> Response:
         """Gone for good, but for the audit log, which keeps what it was."""
         message_id = form.get("message_id", "")
-        message = next((item for item in await self._look(queue) if item["id"] == message_id), None)
+        message = next((item for item in await self._look(queue) if item["message_id"] == message_id), None)
         if message is None:
             return to(f"/console/queues/{queue}", "discarded", n=0)
         await self._note(request, me, "parked_discarded", queue, message)
         service = _service_of(queue)
         if service is None:
-            count = len(await self._parked.discard(queue, message_id=message_id))
+            count = await self._parked.discard(queue, message_id=message_id)
         else:
             body = {"queue": queue, "message_id": message_id}
-            count = len((await self._house.ask(service, "POST", "/internal/admin/parked/discard", body=body))["items"])
+            count = (await self._house.ask(service, "POST", "/internal/admin/parked/discard", body=body))["messages"]
         self._board.forget()
         return to(f"/console/queues/{queue}", "discarded", n=count)
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from libs.common.broker import BrokerUnavailable
+from libs.common.broker import BrokerUnavailable, ParkedMessages
 from libs.common.health import Check, run_checks
-from libs.common.parked_api import OwnParked
 from services.gateway.console.domain import SERVICES, ServiceHealth, Status, dependencies_of, read_health
 from services.gateway.console.house import Name
 from services.gateway.upstreams import Upstream, UpstreamUnavailable
@@ -46,11 +45,13 @@ class Board:
         *,
         upstreams: Mapping[Name, Upstream],
         own_checks: Sequence[Check],
-        parked: OwnParked,
+        parked: ParkedMessages,
+        own_queues: Sequence[str],
     ) -> None:
         self._upstreams: Mapping[str, Upstream] = {**upstreams}
         self._own_checks = own_checks
         self._parked = parked
+        self._own_queues = own_queues
         self._lock = asyncio.Lock()
         self._health: tuple[float, HealthView] | None = None
         self._queues: tuple[float, QueuesView] | None = None
@@ -91,9 +92,10 @@ class Board:
     async def _ask_queues(self, name: str) -> list[Mapping[str, Any]] | None:
         if name not in self._upstreams:
             try:
-                return [asdict(view) for view in await self._parked.queues()]
+                states = await self._parked.states(self._own_queues)
             except BrokerUnavailable:
                 return None
+            return [{"queue": queue, **asdict(state)} for queue, state in states.items()]
         try:
             response = await self._upstreams[name].call("GET", "/internal/admin/queues")
         except UpstreamUnavailable:

@@ -7,14 +7,13 @@ from uuid import UUID
 import pytest
 
 from libs.common import database as db
-from libs.common.broker import Consumer, Subscription, open_publisher, parked_queue, queue_name
-from libs.common.broker.topology import DELIVERY_LIMIT
+from libs.common.broker import Consumer, ParkedMessages, Subscription, open_publisher, parked_queue, queue_name
+from libs.common.broker.parked import RENEW_AT
 from libs.common.database import Connection
 from libs.common.errors import Invalid
 from libs.common.events.gateway import UserCreated
 from libs.common.ids import new_id
 from libs.common.outbox import OutboxRow
-from libs.common.parked_api import NoSuchQueue, OwnParked
 from tests.harness.patience import eventually
 from tests.harness.services import Place
 from tests.harness.tasks import running
@@ -59,11 +58,12 @@ async def sink(place: Place) -> AsyncGenerator[Sink, None]:
 
 
 @pytest.fixture
-def parked(place: Place, sink: Sink) -> OwnParked:
-    return OwnParked(place.amqp_url("agents"), queues=[QUEUE])
+async def parked(place: Place, sink: Sink) -> AsyncGenerator[ParkedMessages, None]:
+    async with open_publisher(place.amqp_url("agents"), name="agents") as publisher:
+        yield ParkedMessages(place.amqp_url("agents"), publisher=publisher, name="agents")
 
 
-async def send(place: Place, parked: OwnParked, *events: UserCreated) -> None:
+async def send(place: Place, parked: ParkedMessages, *events: UserCreated) -> None:
     """Publish, and wait until all of them are parked."""
     async with open_publisher(place.amqp_url("gateway"), name="gateway") as publisher:
         for event in events:
@@ -86,20 +86,21 @@ async def send(place: Place, parked: OwnParked, *events: UserCreated) -> None:
     await eventually(arrived)
 
 
-async def count(parked: OwnParked) -> int:
-    return sum(view.parked for view in await parked.queues())
+async def count(parked: ParkedMessages) -> int:
+    states = await parked.states([QUEUE])
+    return states[QUEUE].parked if states else 0
 
 
 def events(number: int) -> Sequence[UserCreated]:
     return [UserCreated(user_id=new_id()) for _ in range(number)]
 
 
-async def test_looking_shows_why_and_leaves_everything_where_it_is(place: Place, parked: OwnParked) -> None:
+async def test_looking_shows_why_and_leaves_everything_where_it_is(place: Place, parked: ParkedMessages) -> None:
     sent = events(3)
     await send(place, parked, *sent)
     for _ in range(2):
         seen = await parked.look(QUEUE)
-        assert {message.id for message in seen} == {str(event.event_id) for event in sent}
+        assert {message.message_id for message in seen} == {str(event.event_id) for event in sent}
         assert {(message.reason, message.attempts) for message in seen} == {("invalid", 1)}
         assert all("this user makes no sense" in message.error for message in seen)
 
@@ -109,54 +110,59 @@ async def test_looking_shows_why_and_leaves_everything_where_it_is(place: Place,
     await eventually(all_back)
 
 
-async def test_a_message_survives_more_looks_than_the_broker_allows_deliveries(place: Place, parked: OwnParked) -> None:
+async def test_a_message_survives_more_looks_than_the_broker_allows_deliveries(
+    place: Place, parked: ParkedMessages
+) -> None:
     (event,) = events(1)
     await send(place, parked, event)
 
     async def is_seen() -> bool:
-        return [message.id for message in await parked.look(QUEUE)] == [str(event.event_id)]
+        return [message.message_id for message in await parked.look(QUEUE)] == [str(event.event_id)]
 
-    for _ in range(DELIVERY_LIMIT + 2):
+    for _ in range(RENEW_AT + 3):
         await eventually(is_seen)
+    (message,) = await parked.look(QUEUE)
+    assert int(message.headers.get("x-delivery-count", 0)) <= RENEW_AT
+    assert message.reason == "invalid"
 
 
 async def test_a_replay_arrives_once_and_a_second_one_finds_nothing(
-    place: Place, parked: OwnParked, sink: Sink
+    place: Place, parked: ParkedMessages, sink: Sink
 ) -> None:
     wanted, other = events(2)
     await send(place, parked, wanted, other)
     sink.is_mended = True
     both = await asyncio.gather(*(parked.replay(QUEUE, message_id=str(wanted.event_id)) for _ in range(2)))
-    assert sorted(len(sent) for sent in both) == [0, 1]
+    assert sorted(both) == [0, 1]
 
     async def arrived() -> bool:
         return wanted.user_id in sink.seen and await count(parked) == 1
 
     await eventually(arrived)
     assert sink.seen == [wanted.user_id]
-    assert [message.id for message in await parked.look(QUEUE)] == [str(other.event_id)]
+    assert [message.message_id for message in await parked.look(QUEUE)] == [str(other.event_id)]
 
 
-async def test_what_fails_again_is_parked_again_with_a_fresh_count(place: Place, parked: OwnParked) -> None:
+async def test_what_fails_again_is_parked_again_with_a_fresh_count(place: Place, parked: ParkedMessages) -> None:
     (event,) = events(1)
     await send(place, parked, event)
-    assert len(await parked.replay(QUEUE, message_id=None)) == 1
+    assert await parked.replay(QUEUE) == 1
 
     async def is_back() -> bool:
-        return [(m.id, m.attempts) for m in await parked.look(QUEUE)] == [(str(event.event_id), 1)]
+        return [(m.message_id, m.attempts) for m in await parked.look(QUEUE)] == [(str(event.event_id), 1)]
 
     await eventually(is_back)
 
 
-async def test_what_is_discarded_is_gone_and_nothing_else_is(place: Place, parked: OwnParked, sink: Sink) -> None:
+async def test_what_is_discarded_is_gone_and_nothing_else_is(place: Place, parked: ParkedMessages, sink: Sink) -> None:
     doomed, kept = events(2)
     await send(place, parked, doomed, kept)
-    assert [gone.id for gone in await parked.discard(QUEUE, message_id=str(doomed.event_id))] == [str(doomed.event_id)]
-    assert await parked.discard(QUEUE, message_id=str(doomed.event_id)) == []
+    assert await parked.discard(QUEUE, message_id=str(doomed.event_id)) == 1
+    assert await parked.discard(QUEUE, message_id=str(doomed.event_id)) == 0
     sink.is_mended = True
 
     async def replayed() -> bool:
-        return bool(await parked.replay(QUEUE, message_id=None)) or bool(sink.seen)
+        return await parked.replay(QUEUE) == 1 or bool(sink.seen)
 
     await eventually(replayed)
 
@@ -166,20 +172,16 @@ async def test_what_is_discarded_is_gone_and_nothing_else_is(place: Place, parke
     await eventually(arrived)
 
 
-async def test_what_is_no_event_can_be_looked_at_and_discarded(place: Place, parked: OwnParked) -> None:
+async def test_what_is_no_event_can_be_looked_at_and_discarded(place: Place, parked: ParkedMessages) -> None:
     async with open_publisher(place.amqp_url("agents"), name="agents") as publisher:
         await publisher.publish(
             exchange="", routing_key=parked_queue(QUEUE), body=b"no event", message_id=None, headers={}
         )
     (message,) = await parked.look(QUEUE)
     assert message.body == b"no event"
-    assert [gone.id for gone in await parked.discard(QUEUE, message_id=message.id)] == [message.id]
+    assert await parked.discard(QUEUE, message_id=message.message_id) == 1
 
 
-async def test_a_queue_of_somebody_else_is_no_queue_here(parked: OwnParked) -> None:
-    with pytest.raises(NoSuchQueue):
-        await parked.look("agents.nothing.v1")
-
-
-async def test_a_queue_nobody_declared_is_not_listed(place: Place) -> None:
-    assert await OwnParked(place.amqp_url("agents"), queues=["agents.nothing.v1"]).queues() == []
+async def test_a_queue_nobody_declared_is_empty(parked: ParkedMessages) -> None:
+    assert await parked.states(["agents.nothing.v1"]) == {}
+    assert await parked.look("agents.nothing.v1") == []
