@@ -16,7 +16,7 @@ from libs.common import redis
 from libs.common.backbone import Backbone, open_backbone
 from libs.common.clock import Clock, system_clock
 from libs.common.database import Connection
-from libs.common.health import Check, Finding, at_most
+from libs.common.health import Check
 from libs.common.plans import load_plans
 from libs.common.process import Loop, Service
 from services.gateway.accounts.api import AccountRoutes
@@ -30,6 +30,7 @@ from services.gateway.auth.desk import Desk
 from services.gateway.auth.passwords import Passwords
 from services.gateway.auth.tokens import AccessTokens, ApiKeys
 from services.gateway.auth_admin.api import AuthAdminRoutes
+from services.gateway.checks import check_auth_failures, check_mail, check_redis
 from services.gateway.codes.api import CodeRoutes, MailPolicy
 from services.gateway.codes.domain import Redirects
 from services.gateway.codes.operations import Links
@@ -48,7 +49,6 @@ from services.gateway.jobs import Housekeeper
 from services.gateway.limited.api import LimitedRoutes
 from services.gateway.limited.state import LimitedRequests
 from services.gateway.limits import SOCKET_TIMEOUT_S, Limit, RateLimiter
-from services.gateway.mail import queries as mail
 from services.gateway.mail.jobs import MailSender
 from services.gateway.openapi import describe
 from services.gateway.pages.api import PageRoutes
@@ -66,8 +66,6 @@ from services.gateway.sse import StreamSlots
 from services.gateway.switches.state import Switches
 from services.gateway.upstreams import Name, Upstream, open_upstream
 
-MAX_MAIL_AGE_S: Final = 600
-MAX_AUTH_FAILURES_PERCENT: Final = 10
 # Below the 5 s in which every answer is promised.
 PROJECT_TIMEOUT: Final = httpx.Timeout(4.0, connect=1.0, pool=1.0)
 
@@ -107,9 +105,11 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
         )
         live = _live_parts(settings, backbone, client, standings)
         stack.push_async_callback(live.feed.close)
-        checks = [*backbone.checks(), Check(name="redis", probe=_redis_probe(client), runbook="redis")]
-        checks.append(Check(name="mail_oldest_unsent_s", probe=_mail_probe(settings, backbone), runbook="mail"))
-        checks.append(_auth_failures(backbone))
+        checks = [*backbone.checks(), check_redis(client)]
+        checks += [
+            check_mail(backbone.database, is_sent=bool(settings.smtp_url.get_secret_value())),
+            check_auth_failures(backbone.traffic),
+        ]
         sign_in = await _sign_in(stack, settings, backbone, live)
         upstreams = await _open_upstreams(stack, settings)
         routes = _routes(settings, backbone=backbone, live=live, checks=checks, sign_in=sign_in, upstreams=upstreams)
@@ -160,20 +160,6 @@ def _live_parts(settings: Settings, backbone: Backbone, client: redis.Redis, sta
             secret=settings.jwt_secret,
         ),
     )
-
-
-def _auth_failures(backbone: Backbone) -> Check:
-    """Wrong passwords, dead refresh tokens, unknown codes among all attempts; one refused for haste is none."""
-    attempts = {"/auth/v1/token", "/auth/v1/verify"}
-
-    async def probe() -> Finding:
-        return backbone.traffic.share_percent(
-            of=lambda _, status: 400 <= status < 500,  # noqa: PLR2004
-            among=lambda route, status: route in attempts and status != 429,  # noqa: PLR2004
-            at_most_percent=MAX_AUTH_FAILURES_PERCENT,
-        )
-
-    return Check(name="auth_failures_percent", probe=probe, runbook="users-cant-sign-in", warns_only=True)
 
 
 async def _open_upstreams(stack: AsyncExitStack, settings: Settings) -> dict[Name, Upstream]:
@@ -309,16 +295,6 @@ def _mail_loops(settings: Settings, backbone: Backbone) -> tuple[Loop, ...]:
     return (MailSender(backbone.database, smtp_url=smtp_url, mail_from=settings.mail_from).run,)
 
 
-def _mail_probe(settings: Settings, backbone: Backbone) -> Callable[[], Awaitable[Finding]]:
-    async def probe() -> Finding:
-        if not settings.smtp_url.get_secret_value():
-            return Finding(status="disabled", value="no SMTP_URL is set")
-        async with backbone.database.transaction() as conn:
-            return at_most(await mail.oldest_unsent_age_s(conn), MAX_MAIL_AGE_S)
-
-    return probe
-
-
 def _access(settings: Settings, backbone: Backbone, live: _Live, *, limiter: RateLimiter, sign_in: _SignIn) -> Access:
     """Who somebody is and how often they may ask, alike for the gate and the console's door."""
     standings = Standings(
@@ -393,11 +369,3 @@ def _console(
         stopping=live.stopping,
     )
     return assemble(backbone, ingredients)
-
-
-def _redis_probe(client: redis.Redis) -> Callable[[], Awaitable[Finding]]:
-    async def probe() -> Finding:
-        await client.ping()  # pyright: ignore[reportUnknownMemberType] - its **kwargs are untyped
-        return Finding(status="ok")
-
-    return probe

@@ -8,6 +8,7 @@ from typing import Final
 from fastapi import Request, Response
 
 from libs.common.errors import Unavailable
+from libs.common.waiting import woken
 from services.gateway import sse
 from services.gateway.console.door import Door, Entrant
 from services.gateway.sse import StreamSlots
@@ -50,15 +51,9 @@ class LiveParts:
                 yield sse.HEARTBEAT
             if is_final:
                 break
-            await self._sleep(every_s)
+            await woken(self._stopping, within_s=every_s)
         if not self._stopping.is_set():
             yield _frame("done", "")  # without it the browser would connect again
-
-    async def _sleep(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._stopping.wait(), timeout=seconds)
-        except TimeoutError:
-            return
 
 
 def _frame(event: str, text: str) -> bytes:
