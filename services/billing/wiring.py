@@ -129,15 +129,6 @@ def _checks(backbone: Backbone, *, is_enabled: bool) -> list[Check]:
             age_s = await drift_queries.last_finished_age_s(conn)
         return at_most(age_s, MAX_RECONCILED_AGE_S) if age_s is not None else Finding(status="ok", value="never yet")
 
-    async def check_usage() -> Finding:
-        async with backbone.database.transaction() as conn:
-            return at_most(await usage_queries.oldest_waiting_s(conn), MAX_UNREPORTED_S)
-
-    async def check_refused_usage() -> Finding:
-        # Shown, not failed: it can be reported again, and nobody is kept from anything meanwhile.
-        async with backbone.database.transaction() as conn:
-            return Finding(status="ok", value=await usage_queries.count_refused(conn))
-
     checks = [Check(name="stripe", probe=check_stripe, runbook="disable-billing")]
     if is_enabled:
         checks += [
@@ -149,8 +140,23 @@ def _checks(backbone: Backbone, *, is_enabled: bool) -> list[Check]:
             Check(name="stripe_subscriptions_unclaimed", probe=check_unclaimed, runbook="common-stripe-issues"),
             Check(name="stripe_drift", probe=check_drift, runbook="stripe-drift"),
             Check(name="reconciled_age_s", probe=check_reconciliation, runbook="stripe-drift"),
-            Check(name="usage_unreported_oldest_s", probe=check_usage, runbook="stripe-drift"),
-            Check(name="usage_refused", probe=check_refused_usage, runbook="stripe-drift"),
+            *_usage_checks(backbone),
             Check(name="erasures_oldest_s", probe=check_erasures, runbook="delete-user-data"),
         ]
     return checks
+
+
+def _usage_checks(backbone: Backbone) -> list[Check]:
+    async def check_usage() -> Finding:
+        async with backbone.database.transaction() as conn:
+            return at_most(await usage_queries.oldest_waiting_s(conn), MAX_UNREPORTED_S)
+
+    async def check_refused_usage() -> Finding:
+        # Shown, not failed: it can be reported again, and nobody is kept from anything meanwhile.
+        async with backbone.database.transaction() as conn:
+            return Finding(status="ok", value=await usage_queries.count_refused(conn))
+
+    return [
+        Check(name="usage_unreported_oldest_s", probe=check_usage, runbook="stripe-drift"),
+        Check(name="usage_refused", probe=check_refused_usage, runbook="stripe-drift"),
+    ]
