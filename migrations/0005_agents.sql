@@ -345,6 +345,10 @@ GRANT SELECT ON public.agent_runs, public.background_events, public.vibe_configs
     public.prompt_atoms, agents.entitlements, agents.run_events, agents.proposals TO venture_operator;
 GRANT SELECT (id, user_id, kind, name, auto_suggest, approval_required, created_at) ON agents.webhook_endpoints TO venture_operator;
 CREATE POLICY agent_runs_operator ON public.agent_runs FOR SELECT TO venture_operator USING (true);
+-- Ending a lease gives the run to another worker; the fencing token keeps the first one from writing.
+GRANT UPDATE (lease_expires_at) ON public.agent_runs TO venture_operator;
+CREATE POLICY agent_runs_requeue ON public.agent_runs FOR UPDATE TO venture_operator
+    USING (status = 'running') WITH CHECK (status = 'running');
 CREATE POLICY background_events_operator ON public.background_events FOR SELECT TO venture_operator USING (true);
 CREATE POLICY vibe_configs_operator ON public.vibe_configs FOR SELECT TO venture_operator USING (true);
 CREATE POLICY templates_operator ON public.user_template_customizations FOR SELECT TO venture_operator USING (true);

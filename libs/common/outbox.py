@@ -16,8 +16,8 @@ import structlog
 
 from libs.common.clock import iso_millis
 from libs.common.database import Connection, Database, DatabaseUnavailable
-from libs.common.events import Event
-from libs.common.telemetry import current_traceparent
+from libs.common.events import CATALOGUE, Event
+from libs.common.telemetry import EVENT_SUMS, EVENTS, current_traceparent
 from libs.common.waiting import woken
 
 log = structlog.get_logger(__name__)
@@ -192,7 +192,15 @@ class Relay:
             )
         except Exception as error:  # noqa: BLE001 - an edge: whatever the broker did, the row keeps the reason and stays
             return f"{type(error).__name__}: {error}"[:500]
+        _count(row)
         return None
+
+
+def _count(row: OutboxRow) -> None:
+    """Business facts become metrics where they leave, whichever service they are of."""
+    EVENTS.labels(row.type, row.data.get("outcome", "")).inc()
+    for name in CATALOGUE[row.type].measures if row.type in CATALOGUE else ():
+        EVENT_SUMS.labels(row.type, name).inc(max(0, row.data.get(name) or 0))
 
 
 class Sweeper:

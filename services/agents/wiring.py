@@ -27,6 +27,7 @@ from services.agents.ports import ChooseModel, Holds, ModelProvider, NoExtension
 from services.agents.prompts import api as prompts_api
 from services.agents.redis_mirror import RedisMirror
 from services.agents.runs import api as runs_api
+from services.agents.runs import operator_api as runs_operator_api
 from services.agents.runs.execution import Engine
 from services.agents.runs.ingredients import AtomShelf
 from services.agents.runs.jobs import EventSweeper, RunWorker
@@ -66,6 +67,7 @@ async def build(
         checks = [*backbone.checks(), *Checks(database=backbone.database, mirror=mirror, router=router).all()]
         app = backbone.new_app(checks)
         app.include_router(runs_api.Routes(database=backbone.database, mirror=mirror).router())
+        app.include_router(runs_operator_api.OperatorRoutes(database=backbone.database, mirror=mirror).router())
         app.include_router(prompts_api.Routes(database=backbone.database).router())
         app.include_router(templates_api.Routes(database=backbone.database).router())
         app.include_router(atoms_api.Routes(database=backbone.database).router())
