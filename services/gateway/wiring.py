@@ -101,7 +101,12 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
         client = await stack.enter_async_context(redis.connect(settings.redis_url.get_secret_value(), name="gateway"))
         announcer, standings = Announcer(client), StandingCache()
         backbone = await stack.enter_async_context(
-            open_backbone(settings, service="gateway", subscriptions=subscriptions(announcer, standings), clock=clock)
+            open_backbone(
+                settings,
+                service="gateway",
+                subscriptions=subscriptions(announcer, standings, frontend_url=settings.frontend_url),
+                clock=clock,
+            )
         )
         live = _live_parts(settings, backbone, client, standings)
         stack.push_async_callback(live.feed.close)
