@@ -57,8 +57,9 @@ smoke: $(ENVIRONMENT_IS_CURRENT) ## The fault tests that are short enough for ev
 faults: $(ENVIRONMENT_IS_CURRENT) ## All fault tests, with what they measured: kills, freezes, cuts, floods (half an hour)
 	@$(PYTHON) -m pytest tests/faults -rA
 
-contracts: $(ENVIRONMENT_IS_CURRENT) ## Write the event contracts anew from the code; review what changed
+contracts: $(ENVIRONMENT_IS_CURRENT) ## Write the contracts of events and API anew from the code; review what changed
 	@$(PYTHON) -m tests.contracts.snapshots --write
+	@$(PYTHON) -m tests.contracts.documents --write
 
 check: lint types test smoke ## Everything that CI runs
 

@@ -23,6 +23,7 @@ KNOWN_BY: Mapping[str, tuple[str, ...]] = {
         "NEXT_PUBLIC_SUPABASE_ANON_KEY",
         "SUPABASE_SERVICE_ROLE_KEY",
         "SUPABASE_URL",
+        "SUPABASE_JWKS_TTL_S",
         "SUPABASE_JWT_SECRET",
         "AUTH_SIGNING_KEYS",
         "AUTH_AUTOCONFIRM",
@@ -33,6 +34,9 @@ KNOWN_BY: Mapping[str, tuple[str, ...]] = {
         "REFRESH_REUSE_INTERVAL_S",
         "RATE_LIMIT_WINDOW_MS",
         "RATE_LIMIT_MAX_REQUESTS",
+        "RATE_LIMIT_ROUTE_GROUPS",
+        "STREAMS_PER_USER",
+        "STREAMS_PER_PROCESS",
         "AUTH_RATE_LIMIT_WINDOW_MS",
         "AUTH_RATE_LIMIT_MAX_REQUESTS",
         "MAINTENANCE_MODE",
@@ -144,6 +148,8 @@ def _defaults(service: str, where: Addresses) -> dict[str, str]:
         }
     if service == "billing":
         return {**shared, "FRONTEND_URL": where.http("gateway"), "STRIPE_API_BASE": where.stripe}
+    if service == "agents":
+        return {**shared, "METERING_URL": where.http("metering")}
     return shared
 
 

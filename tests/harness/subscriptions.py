@@ -15,6 +15,7 @@ from services.billing import consumers as billing
 from services.gateway import consumers as gateway
 from services.gateway.sessions import StandingCache
 from services.metering import consumers as metering
+from tests.builders import metered_plans
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,7 @@ def tables() -> dict[str, Sequence[Subscription]]:
     announcer = gateway.Announcer(redis.asyncio.Redis())
     return {
         "gateway": gateway.subscriptions(announcer, StandingCache()),
-        "billing": billing.subscriptions(has_payments=True, wake=_nothing),
+        "billing": billing.subscriptions(has_payments=True, plans=metered_plans(), wake=_nothing),
         "metering": metering.subscriptions(load_plans()),
         "agents": agents.subscriptions(wake=_nothing),
     }

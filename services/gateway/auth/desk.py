@@ -59,6 +59,23 @@ class Desk:
                 raise AuthError(403, "user_banned", "User is banned")
         return identity, user
 
+    async def sign_in(self, email: str, password: str) -> SignedIn:
+        """A new session for whoever knows the password. Raises AuthError, the same for each way of not knowing it."""
+        async with self.database.transaction() as conn:
+            found = await queries.find_credentials(conn, email.strip().lower())
+        user_id, stored = found if found is not None else (None, None)
+        # Unknown address, no password and wrong password take the same time and get the same answer.
+        matches = await self.passwords.matches(password[:1024], stored)
+        if user_id is None or not matches:
+            raise AuthError(400, "invalid_credentials", "Invalid login credentials")
+        async with self.database.transaction() as conn:
+            signed_in = await operations.start_session(conn, user_id=user_id, method="password")
+            if signed_in.user.is_banned(await conn.fetchval("SELECT now()")):
+                raise AuthError(400, "user_banned", "User is banned")
+            if not signed_in.user.is_confirmed:
+                raise AuthError(400, "email_not_confirmed", "Email not confirmed")
+        return signed_in
+
     def require_service_role(self, request: Request) -> None:
         """Admin rights come from the bearer's role. Raises AuthError not_admin."""
         if not self.keys.is_service_role(bearer(request)):

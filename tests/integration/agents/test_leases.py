@@ -9,7 +9,7 @@ import pytest
 from libs.common.database import Database
 from libs.common.ids import new_id
 from services.agents.runs import lease_queries, operations, queries
-from services.agents.runs.domain import Ending, RunEvent, Usage
+from services.agents.runs.domain import Append, Ending, RunEvent, Usage
 from services.agents.runs.lease_queries import Caps
 from services.agents.runs.operations import StartedRun
 from tests.harness.database import TestDatabase
@@ -53,7 +53,7 @@ async def test_a_zombie_worker_writes_nothing(database: Database, test_database:
     ending = Ending.succeeded(output="from the grave", usage=Usage(), model_used="zombie")
     async with database.transaction() as conn:
         token = zombie.run.lease_token
-        assert not await queries.append_events(conn, run_id, [delta], lease_token=token)
+        assert await queries.append_events(conn, [Append(run_id=run_id, lease_token=token, event=delta)]) == []
         assert await operations.finish_run(conn, run_id, ending, lease_token=token) is None
         assert not await lease_queries.renew_leases(conn, {run_id: token}, lease_s=15)
         await lease_queries.hand_back(conn, {run_id: token})
@@ -117,7 +117,8 @@ async def test_a_killed_worker_s_run_gets_a_second_attempt(place: Place, databas
     [dead] = await lease(database)
     async with database.transaction() as conn:
         delta = RunEvent(seq=3, type="run.delta", data={"text": "half an ans"})
-        assert await queries.append_events(conn, run_id, [delta], lease_token=dead.run.lease_token)
+        append = Append(run_id=run_id, lease_token=dead.run.lease_token, event=delta)
+        assert await queries.append_events(conn, [append]) == [run_id]
     async with agents(place, FakeModel()):
         await expire(place.database, run_id)
         row = await has_status(place.database, run_id, "succeeded")
@@ -130,13 +131,18 @@ async def test_a_killed_worker_s_run_gets_a_second_attempt(place: Place, databas
 
 async def test_three_broken_attempts_fail_the_run_at_no_charge(place: Place, database: Database, user_id: UUID) -> None:
     run_id = await request_run(database, user_id)
-    for _ in range(3):
-        assert len(await lease(database)) == 1
+    for attempt in range(1, 4):
+        (started,) = await lease(database)
+        async with database.transaction() as conn:
+            delta = RunEvent(seq=started.event.seq + 1, type="run.delta", data={"text": f"Attempt {attempt}"})
+            append = Append(run_id=run_id, lease_token=started.run.lease_token, event=delta)
+            await queries.append_events(conn, [append])
         await expire(place.database, run_id)
     assert await lease(database) == []
     async with agents(place, FakeModel()):
         row = await has_status(place.database, run_id, "failed")
-    assert row["error"]["code"] == "agents.attempts_exhausted"
+    assert (row["error"]["code"], row["output"]) == ("agents.attempts_exhausted", "Attempt 3")
+    assert text_of(await stream_of(place.database, run_id)) == "Attempt 3"
     [finished] = await emitted(place.database, FINISHED)
     assert (finished["outcome"], finished["is_billable"]) == ("failed", False)
 
