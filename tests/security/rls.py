@@ -185,7 +185,9 @@ async def prepare(superuser: "asyncpg.Connection[Any]", tables: Sequence[Table])
         for person in ("A", "B"):
             await superuser.execute(_insert(table, list(table.columns), person, fresh=False))
     features = "'{\"admin\": true}'"
-    await superuser.execute(f"INSERT INTO public.user_profiles (user_id, premium_features) VALUES ('{ADMIN}', {features})")
+    await superuser.execute(
+        f"INSERT INTO public.user_profiles (user_id, premium_features) VALUES ('{ADMIN}', {features})"
+    )
     await superuser.execute(_ATTEMPT)
 
 
@@ -209,7 +211,9 @@ async def granted_columns(superuser: "asyncpg.Connection[Any]", table: Table, ro
 async def outcome(superuser: "asyncpg.Connection[Any]", table: Table, caller: Caller, operation: str) -> str:
     """`denied`, an error's code, or whose rows it met: `none`, `own`, `other's`, `all`."""
     statement, probe = await _attempt(superuser, table, caller.role, operation)
-    met = await superuser.fetchval("SELECT pg_temp.attempt($1, $2, $3, $4)", caller.role, caller.claims, statement, probe)
+    met = await superuser.fetchval(
+        "SELECT pg_temp.attempt($1, $2, $3, $4)", caller.role, caller.claims, statement, probe
+    )
     if met == "denied" or met.startswith("error"):
         return met
     if operation.startswith("insert"):
@@ -226,12 +230,14 @@ async def _attempt(
     if operation == "select":
         readable = await granted_columns(superuser, table, role, "SELECT")
         seen = table.owner_column if table.owner_column in readable or not readable else readable[0]
-        return f'SELECT string_agg(DISTINCT "{seen}"::text, \',\') FROM {table.sql}', None  # noqa: S608
+        return f"SELECT string_agg(DISTINCT \"{seen}\"::text, ',') FROM {table.sql}", None  # noqa: S608
     if operation.startswith("insert"):
         columns = await granted_columns(superuser, table, role, "INSERT") or list(table.columns)
         person = "A" if operation == "insert own" else "B"
         return _insert(table, columns, person, fresh=True), "SELECT 'row'"
-    still_there = f"SELECT encode({owner}, 'escape')" if table.columns[table.owner_column] == "bytea" else f"SELECT {owner}::text"
+    still_there = (
+        f"SELECT encode({owner}, 'escape')" if table.columns[table.owner_column] == "bytea" else f"SELECT {owner}::text"
+    )
     gone = f"""
         SELECT string_agg(id, ',') FROM unnest(ARRAY['{A}', '{B}']) AS id
         WHERE id NOT IN ({still_there} FROM {table.sql})

@@ -208,7 +208,9 @@ async def test_every_caller_gets_from_every_table_what_was_reviewed(lasting_data
         for table in reachable:
             cells = [await rls.outcome(superuser, table, caller, operation) for operation in rls.OPERATIONS]
             if set(cells) != {"denied"}:
-                told = ", ".join(f"{op}: {cell}" for op, cell in zip(rls.OPERATIONS, cells, strict=True) if cell != "denied")
+                told = ", ".join(
+                    f"{op}: {cell}" for op, cell in zip(rls.OPERATIONS, cells, strict=True) if cell != "denied"
+                )
                 lines.append(f"{caller.name} | {table.schema}.{table.name} | {told}")
             met = {cell for cell in cells if cell in {"other's", "all"}}
             if caller.name not in {"an admin", "service_role"} and table.name != "prompt_atoms":

@@ -227,7 +227,7 @@ class Lane:
         rung = min(attempt, len(topology.RETRY_DELAYS_S)) - 1
         await self._publish(
             message,
-            exchange=topology.retry_exchange(topology.RETRY_DELAYS_S[rung]),
+            exchange=topology.retry_exchange(self._service, topology.RETRY_DELAYS_S[rung]),
             routing_key=self.name,
             headers={ATTEMPT_HEADER: attempt + 1, "x-last-error": _describe(error)},
         )
@@ -236,7 +236,7 @@ class Lane:
     async def _park(self, message: AbstractIncomingMessage, *, reason: str, error: Exception) -> str:
         await self._publish(
             message,
-            exchange="",
+            exchange=topology.home_exchange(self._service),
             routing_key=topology.parked_queue(self.name),
             headers={
                 "x-parked-reason": reason,
