@@ -27,7 +27,7 @@ BODIES: Mapping[str, Any] = {
     "/feedback": {"verdict": "approved"},
     "/bookmark": {"bookmarked": True},
     "/approval": {"decision": "approved"},
-    "/v1/templates/": {"name": "x", "agent_type": "suggestion", "instructions": "x"},
+    "/v1/templates/": {"name": "x", "instructions": "x"},
     "/v1/admin/users/": {"tier": "pro"},
 }
 NEVER_TOLD = re.compile(
@@ -158,7 +158,7 @@ async def test_ids_in_bodies_queries_and_headers_reach_nobody_elses_objects(neig
     ):
         listed = await ada.client.get(path, headers={"X-User-Id": bea.id}, params={"user_id": bea.id})
         assert SECRET not in listed.text, path
-    key = {"Idempotency-Key": "the same for both"}
+    key = {"Idempotency-Key": "the-same-for-both"}
     theirs = await bea.client.post("/v1/runs", json={"task": "x"}, headers=key)
     own = await ada.client.post("/v1/runs", json={"task": "x"}, headers=key)
     assert (theirs.status_code, own.status_code) == (202, 202), f"{theirs.text} {own.text}"
