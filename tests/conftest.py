@@ -40,6 +40,9 @@ class SharedServers:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=0, help="repeat a fault test's schedule by the seed it printed")
+    parser.addoption(
+        "--rewrite-expected", action="store_true", help="take what tests/security finds as the reviewed table"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

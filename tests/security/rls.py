@@ -2,9 +2,11 @@
 
 The result is written as text and checked in; a change of it is reviewed like a change of an API:
 
-    make test T="tests/security/test_rls.py"      # differs from the expected table? then, after reading the difference:
-    REWRITE_EXPECTED=1 make test T="tests/security/test_rls.py"
+    make test T=tests/security/test_rls.py WORKERS=0    # it differs? then, after reading how:
+    make test T="tests/security/test_rls.py --rewrite-expected" WORKERS=0
 """
+
+# ruff: noqa: S608 - every name in a statement here comes from the catalogue or from this file
 
 import json
 from collections.abc import Sequence
@@ -103,9 +105,9 @@ class Table:
         return f'{self.schema}."{self.name}"'
 
     def literal(self, column: str, person: str, *, fresh: bool = False) -> str:
-        """A value that belongs to A's row, B's row, or a new one; rows of a person in all tables point at each other."""
+        """A value of A's row, of B's, or of a new one; a person's rows in all tables point at each other."""
         kind, digit = self.columns[column], str({"A": 1, "B": 2, "admin": 3}[person] + fresh * 3)
-        if column == self.owner_column or column == "user_id":
+        if column in {self.owner_column, "user_id"}:
             return f"'{_id(person)}'"
         row = _id(person) if not fresh else _id(person).replace("7", "9")
         by_type = {
@@ -132,7 +134,8 @@ def _sql_in(values: Sequence[str]) -> str:
 async def read_tables(superuser: "asyncpg.Connection[Any]") -> list[Table]:
     rows = await superuser.fetch(
         f"""
-        SELECT n.nspname AS schema, c.relname AS name, a.attname AS column, format_type(a.atttypid, a.atttypmod) AS type,
+        SELECT n.nspname AS schema, c.relname AS name, a.attname AS column,
+               format_type(a.atttypid, a.atttypmod) AS type,
                coalesce(a.attnum = ANY(i.indkey), false) AS is_key
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
@@ -140,7 +143,7 @@ async def read_tables(superuser: "asyncpg.Connection[Any]") -> list[Table]:
         WHERE c.relkind IN ('r', 'p') AND n.nspname IN ({_sql_in(SCHEMAS)})
           AND c.relname NOT LIKE '%yoyo%'  -- the migrations' own record, the superuser's
         ORDER BY 1, 2, a.attnum
-        """  # noqa: S608 - names of this file
+        """
     )
     columns: dict[tuple[str, str], dict[str, str]] = {}
     keys: dict[tuple[str, str], list[str]] = {}
@@ -166,16 +169,17 @@ async def prepare(superuser: "asyncpg.Connection[Any]", tables: Sequence[Table])
         f"""
         SELECT conrelid::regclass::text AS name, conname FROM pg_constraint
         WHERE contype IN ('f', 'c') AND connamespace::regnamespace::text IN ({_sql_in(SCHEMAS)})
-        """  # noqa: S608
+        """
     ):
         await superuser.execute(f'ALTER TABLE {relation["name"]} DROP CONSTRAINT "{relation["conname"]}"')
     for column in await superuser.fetch(
         f"""
-        SELECT c.oid::regclass::text AS name, a.attname AS column FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+        SELECT c.oid::regclass::text AS name, a.attname AS column
+        FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
         LEFT JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary
         WHERE c.relnamespace::regnamespace::text IN ({_sql_in(SCHEMAS)}) AND c.relkind = 'r' AND a.attnum > 0
           AND a.attnotnull AND NOT coalesce(a.attnum = ANY(i.indkey), false)
-        """  # noqa: S608
+        """
     ):
         await superuser.execute(f'ALTER TABLE {column["name"]} ALTER COLUMN "{column["column"]}" DROP NOT NULL')
     for table in tables:
@@ -194,7 +198,7 @@ async def prepare(superuser: "asyncpg.Connection[Any]", tables: Sequence[Table])
 def _insert(table: Table, columns: Sequence[str], person: str, *, fresh: bool) -> str:
     names = ", ".join(f'"{column}"' for column in columns)
     values = ", ".join(table.literal(column, person, fresh=fresh) for column in columns)
-    return f"INSERT INTO {table.sql} ({names}) VALUES ({values})"  # noqa: S608 - names come from the catalogue
+    return f"INSERT INTO {table.sql} ({names}) VALUES ({values})"
 
 
 async def granted_columns(superuser: "asyncpg.Connection[Any]", table: Table, role: str, privilege: str) -> list[str]:
@@ -226,11 +230,11 @@ async def _attempt(
     superuser: "asyncpg.Connection[Any]", table: Table, role: str, operation: str
 ) -> tuple[str, str | None]:
     owner = f'"{table.owner_column}"'
-    whose = f"SELECT string_agg(DISTINCT {owner}::text, ',') FROM {table.sql}"  # noqa: S608
+    whose = f"SELECT string_agg(DISTINCT {owner}::text, ',') FROM {table.sql}"
     if operation == "select":
         readable = await granted_columns(superuser, table, role, "SELECT")
         seen = table.owner_column if table.owner_column in readable or not readable else readable[0]
-        return f"SELECT string_agg(DISTINCT \"{seen}\"::text, ',') FROM {table.sql}", None  # noqa: S608
+        return f"SELECT string_agg(DISTINCT \"{seen}\"::text, ',') FROM {table.sql}", None
     if operation.startswith("insert"):
         columns = await granted_columns(superuser, table, role, "INSERT") or list(table.columns)
         person = "A" if operation == "insert own" else "B"
@@ -241,13 +245,13 @@ async def _attempt(
     gone = f"""
         SELECT string_agg(id, ',') FROM unnest(ARRAY['{A}', '{B}']) AS id
         WHERE id NOT IN ({still_there} FROM {table.sql})
-    """  # noqa: S608
+    """
     if operation == "delete":
-        return f"DELETE FROM {table.sql}", gone  # noqa: S608
+        return f"DELETE FROM {table.sql}", gone
     writable = await granted_columns(superuser, table, role, "UPDATE")
     if operation == "give away":
-        return f"UPDATE {table.sql} SET {owner} = {table.literal(table.owner_column, 'admin')}", gone  # noqa: S608
+        return f"UPDATE {table.sql} SET {owner} = {table.literal(table.owner_column, 'admin')}", gone
     free = [column for column in writable if column not in {table.owner_column, "id"}]
     column = free[-1] if free else list(table.columns)[-1]
     changed = f'{whose} WHERE "{column}" IS NULL'
-    return f'UPDATE {table.sql} SET "{column}" = NULL', changed  # noqa: S608
+    return f'UPDATE {table.sql} SET "{column}" = NULL', changed

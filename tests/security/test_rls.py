@@ -1,6 +1,8 @@
 """Tenant isolation in the database itself: what the catalogue says, and what every caller gets when trying."""
 
-import os
+# ruff: noqa: S608 - every name in a statement here comes from the catalogue or from this file
+
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +32,30 @@ IN_SCHEMAS = "n.nspname = ANY(ARRAY['auth', 'public', 'gateway', 'billing', 'met
 OURS = f"{IN_SCHEMAS} AND c.relname NOT LIKE '%yoyo%'"
 
 
-def compare(name: str, found: str) -> None:
-    """Against the reviewed file; `REWRITE_EXPECTED=1` takes what was found as the new one."""
-    place = EXPECTED / name
-    if os.environ.get("REWRITE_EXPECTED"):
-        place.write_text(found)
-    reviewed, seen = place.read_text().splitlines(), found.splitlines()
-    deviations = [f"- {line}" for line in reviewed if line not in seen]
-    deviations += [f"+ {line}" for line in seen if line not in reviewed]
-    assert not deviations, f"{len(deviations)} deviations from {name}:\n" + "\n".join(deviations)
+Compare = Callable[[str, str], None]
+
+
+@pytest.fixture
+def compare(request: pytest.FixtureRequest) -> Compare:
+    """Against the reviewed file; `--rewrite-expected` takes what was found as the new one."""
+
+    def against(name: str, found: str) -> None:
+        place = EXPECTED / name
+        if request.config.getoption("--rewrite-expected"):
+            place.write_text(found)
+        reviewed, seen = place.read_text().splitlines(), found.splitlines()
+        deviations = [f"- {line}" for line in reviewed if line not in seen]
+        deviations += [f"+ {line}" for line in seen if line not in reviewed]
+        assert not deviations, f"{len(deviations)} deviations from {name}:\n" + "\n".join(deviations)
+
+    return against
 
 
 async def names(database: TestDatabase, sql: str, *args: Any) -> list[str]:
     return [str(row["name"]) for row in await database.fetch(sql, *args)]
 
 
-# The catalogue ---------------------------------------------------------------------------------------------------------
+# The catalogue --------------------------------------------------------------------------------------------------------
 
 
 async def test_every_table_has_row_level_security_forced_and_a_policy(lasting_database: TestDatabase) -> None:
@@ -85,7 +95,10 @@ async def test_nothing_is_granted_to_everybody(lasting_database: TestDatabase) -
     )
     assert not await names(
         lasting_database,
-        "SELECT c.relname AS name FROM pg_class c WHERE c.relname LIKE '%yoyo%' AND c.relkind = 'r' AND c.relacl IS NOT NULL",
+        """
+        SELECT c.relname AS name FROM pg_class c
+        WHERE c.relname LIKE '%yoyo%' AND c.relkind = 'r' AND c.relacl IS NOT NULL
+        """,
     )
     open_to_all = await names(
         lasting_database,
@@ -141,10 +154,12 @@ async def test_functions_that_act_as_their_owner_pin_their_search_path(lasting_d
     )
 
 
-# Service roles ---------------------------------------------------------------------------------------------------------
+# Service roles --------------------------------------------------------------------------------------------------------
 
 
-async def test_what_each_role_may_do_with_each_table_is_as_reviewed(lasting_database: TestDatabase) -> None:
+async def test_what_each_role_may_do_with_each_table_is_as_reviewed(
+    lasting_database: TestDatabase, compare: Compare
+) -> None:
     """Capital: the whole table. Small: some columns of it."""
     roles = (*USERS_ROLES, *LOGIN_ROLES)
     lines = [" ".join(["table".ljust(38), *(role.removeprefix("venture_").ljust(13) for role in roles)]).rstrip()]
@@ -190,10 +205,12 @@ async def test_a_service_reaches_no_table_of_another(lasting_database: TestDatab
     assert tried > 40
 
 
-# Users -----------------------------------------------------------------------------------------------------------------
+# Users ----------------------------------------------------------------------------------------------------------------
 
 
-async def test_every_caller_gets_from_every_table_what_was_reviewed(lasting_database: TestDatabase) -> None:
+async def test_every_caller_gets_from_every_table_what_was_reviewed(
+    lasting_database: TestDatabase, compare: Compare
+) -> None:
     superuser = lasting_database.superuser
     tables = await rls.read_tables(superuser)
     await rls.prepare(superuser, tables)
