@@ -191,7 +191,8 @@ async def connect(
         yield Database(pool)
     finally:
         try:
-            await asyncio.wait_for(pool.close(), timeout=5)
+            async with asyncio.timeout(5):
+                await pool.close()
         except TimeoutError:
             pool.terminate()
 

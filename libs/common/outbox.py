@@ -17,6 +17,7 @@ from libs.common.clock import iso_millis
 from libs.common.database import Connection, Database, DatabaseUnavailable
 from libs.common.events import Event
 from libs.common.telemetry import current_traceparent
+from libs.common.waiting import woken
 
 log = structlog.get_logger(__name__)
 
@@ -155,7 +156,7 @@ class Relay:
                 await self._database.wait_until_up()
                 continue
             if sent < BATCH_SIZE:
-                await self._sleep_until_woken()
+                await woken(self._database.outbox_written, within_s=POLL_INTERVAL_S)
 
     async def run_once(self) -> int:
         """Send one batch; return how many rows were claimed. Rows that fail are given back, the others are marked."""
@@ -186,12 +187,6 @@ class Relay:
         except Exception as error:  # noqa: BLE001 - an edge: whatever the broker did, the row keeps the reason and stays
             return f"{type(error).__name__}: {error}"[:500]
         return None
-
-    async def _sleep_until_woken(self) -> None:
-        try:
-            await asyncio.wait_for(self._database.outbox_written.wait(), timeout=POLL_INTERVAL_S)
-        except TimeoutError:
-            return
 
 
 class Sweeper:

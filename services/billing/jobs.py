@@ -9,6 +9,7 @@ import structlog
 
 from libs.common.database import Connection, Database, DatabaseUnavailable
 from libs.common.errors import VentureError
+from libs.common.waiting import woken
 from services.billing import erasure_queries, operations, queries, work_queries
 from services.billing.domain import Rules
 from services.billing.ports import Payments
@@ -48,7 +49,7 @@ class StripeSync:
                 if len(under_way) >= CONCURRENCY:
                     await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
                 elif len(works) < free:
-                    await self._sleep_until_woken()
+                    await woken(self._woken, within_s=POLL_INTERVAL_S)
                 under_way = {task for task in under_way if not task.done()}
 
     async def run_once(self) -> int:
@@ -155,12 +156,6 @@ class StripeSync:
                 await self._database.wait_until_up()
             else:
                 return
-
-    async def _sleep_until_woken(self) -> None:
-        try:
-            await asyncio.wait_for(self._woken.wait(), timeout=POLL_INTERVAL_S)
-        except TimeoutError:
-            return
 
 
 class Reviewer:

@@ -16,6 +16,7 @@ import structlog
 from libs.common.database import Connection, Database, DatabaseUnavailable
 from libs.common.errors import VentureError
 from libs.common.ids import new_id
+from libs.common.waiting import woken
 from services.billing import drift_queries, queries
 from services.billing.domain import Rules, StripeCustomer
 from services.billing.drift import Drift, Facts, differences, facts_of_invoice, facts_of_subscription
@@ -59,7 +60,7 @@ class Reconciler:
                 await self._database.wait_until_up()
                 continue
             if not is_done:
-                await self._sleep_until_woken()
+                await woken(self.woken, within_s=POLL_INTERVAL_S)
 
     async def run_once(self) -> bool:
         """Carry out the next run; False if there is none. One that fails waits, with its reason, and is begun again."""
@@ -80,12 +81,6 @@ class Reconciler:
             return False
         log.info("reconciled", run_id=str(run.id), **counts)
         return True
-
-    async def _sleep_until_woken(self) -> None:
-        try:
-            await asyncio.wait_for(self.woken.wait(), timeout=POLL_INTERVAL_S)
-        except TimeoutError:
-            return
 
 
 class Comparison:

@@ -112,7 +112,8 @@ class Consumer:
                     task.cancel()
         finally:
             try:
-                await asyncio.wait_for(connection.close(), timeout=2)
+                async with asyncio.timeout(2):
+                    await connection.close()
             except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
                 log.info("broker_connection_dropped", error=type(error).__name__)
 

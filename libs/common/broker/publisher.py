@@ -117,7 +117,8 @@ class BrokerPublisher:
         if connection is not None and not connection.is_closed:
             # The closing handshake needs a peer that answers; without one the transport is dropped by the timeout.
             with suppress(TimeoutError, *CONNECTION_EXCEPTIONS):
-                await asyncio.wait_for(connection.close(), timeout=1.0)
+                async with asyncio.timeout(1.0):
+                    await connection.close()
 
     async def close(self) -> None:
         await self._drop()

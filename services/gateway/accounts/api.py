@@ -98,6 +98,7 @@ class AccountRoutes:
 
 async def _wait(hints: asyncio.Queue[bytes]) -> None:
     try:
-        await asyncio.wait_for(hints.get(), timeout=POLL_S)
+        async with asyncio.timeout(POLL_S):
+            await hints.get()
     except TimeoutError:
         return
