@@ -43,6 +43,7 @@ _INFRASTRUCTURE: Final = (
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
     asyncpg.LockNotAvailableError,
+    asyncpg.ObjectNotInPrerequisiteStateError,  # the database takes no connections: a restored one is put in its place
     asyncpg.InvalidAuthorizationSpecificationError,
     ConnectionError,
     TimeoutError,

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Generator, Mapping, MutableMapping, Sequence
@@ -24,7 +25,7 @@ _propagator: Final = TraceContextTextMapPropagator()
 
 REQUESTS: Final = prometheus_client.Histogram(
     "http_server_request_duration_seconds",
-    "HTTP requests answered, by service, matched route, method and status.",
+    "Until an answer began, by service, matched route (` wait`: the client asked to wait for a result) and status.",
     ["service", "route", "method", "status"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 30),
 )
@@ -34,12 +35,55 @@ MESSAGES: Final = prometheus_client.Histogram(
     ["queue", "outcome"],
     buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30),
 )
+CHECK_OK: Final = prometheus_client.Gauge(
+    "venture_check_ok",
+    "Whether a check of /health/ready holds (1, also when switched off) or not (0).",
+    ["service", "check"],
+)
+CHECK_VALUE: Final = prometheus_client.Gauge(
+    "venture_check_value",
+    "What a check of /health/ready measured, in the unit its name ends with.",
+    ["service", "check"],
+)
+DISK_FREE: Final = prometheus_client.Gauge("venture_disk_free_bytes", "Free space on the disk this process runs on.")
+EVENTS: Final = prometheus_client.Counter(
+    "venture_events",
+    "Business facts told to the other services, by type and outcome where there is one.",
+    ["type", "outcome"],
+)
+EVENT_SUMS: Final = prometheus_client.Counter(
+    "venture_event_amounts",
+    "Sums of amounts that those facts carry, such as tokens, cost and money.",
+    ["type", "field"],
+)
 
 # The net below the rule "log no secrets": what looks like one is masked wherever it turns up.
 _SECRET_KEYS: Final = re.compile(r"password|secret|token|authorization|apikey|api_key|cookie|signature", re.IGNORECASE)
 _SECRET_VALUES: Final = re.compile(
     r"(sk|rk|whsec|vc)_[A-Za-z0-9_]{6,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*|//[^/\s:@]+:[^/\s@]+@"
 )
+
+
+# Error reports leave the house: there no address of a person may be either.
+_PERSONAL_VALUES: Final = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,}")
+_PERSONAL_KEYS: Final = re.compile(r"email|phone|ip_address|username|remote_addr", re.IGNORECASE)
+
+
+def scrub(value: Any) -> Any:
+    """As `redact`, and personal data besides."""
+    if isinstance(value, str):
+        return _PERSONAL_VALUES.sub("[redacted]", _SECRET_VALUES.sub("[redacted]", value))
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        return {
+            key: "[redacted]"
+            if item and (_SECRET_KEYS.search(str(key)) or _PERSONAL_KEYS.search(str(key)))
+            else scrub(item)
+            for key, item in items
+        }
+    if isinstance(value, list | tuple):
+        return [scrub(item) for item in cast("list[Any]", value)]
+    return value
 
 
 def redact(value: Any) -> Any:
@@ -158,36 +202,52 @@ def configure_tracing(*, service: str, version: str, environment: str, otlp_endp
     trace.set_tracer_provider(provider)
 
 
-def configure_sentry(*, dsn: str | None, service: str, version: str, environment: str) -> None:
-    """Report unhandled errors, scrubbed; off without a DSN."""
+def configure_sentry(*, dsn: str | None, service: str, version: str, environment: str, transport: Any = None) -> None:
+    """Report unhandled errors with release, environment, service and the trace they happened in; off without a DSN.
+
+    Scrubbed before they leave: secrets, addresses, request bodies, cookies, local variables.
+    """
     if not dsn:
         return
     import sentry_sdk  # noqa: PLC0415 - 4 MB only some need
 
     sentry_sdk.init(
         dsn=dsn,
-        release=version,
+        release=f"venture-companion@{version}",
         environment=environment,
         server_name=service,
         send_default_pii=False,
         include_local_variables=False,
         max_request_body_size="never",
-        before_send=_scrub,
+        traces_sample_rate=None,  # traces go where OTEL_EXPORTER_OTLP_ENDPOINT says; an error carries its trace's id
+        before_send=lambda event, hint: _prepare_report(cast("dict[str, Any]", event), hint, service),
+        before_breadcrumb=lambda crumb, _hint: scrub(crumb),
+        transport=transport,
     )
 
 
-def _scrub(event: Any, hint: Mapping[str, Any]) -> Any:
+def _prepare_report(event: dict[str, Any], hint: Mapping[str, Any], service: str) -> Any:
     """What leaves for the error reporter: frames and kinds, and no error's text but one written to be shown."""
     error: BaseException | None = (hint.get("exc_info") or (None, None, None))[1]
     for value in event.get("exception", {}).get("values", ()):
         is_ours = isinstance(error, VentureError) and value.get("type") == type(error).__name__
         value["value"] = error.detail if is_ours and isinstance(error, VentureError) else ""
-    return redact(event)
+    for name in ("user", "request"):
+        event.pop(name, None)
+    scrubbed: dict[str, Any] = scrub(event)
+    scrubbed["tags"] = {**dict(scrubbed.get("tags") or {}), "service": service}
+    trace_id = current_trace_id()
+    if trace_id:
+        context = trace.get_current_span().get_span_context()
+        joined = {"trace_id": trace_id, "span_id": format(context.span_id, "016x"), "op": "venture"}
+        scrubbed["contexts"] = {**dict(scrubbed.get("contexts") or {}), "trace": joined}
+    return scrubbed
 
 
 def serve_metrics(*, host: str, port: int) -> None:
     """Expose `/metrics` on a port of its own, which no gateway route leads to. Port 0 switches it off."""
     if port:
+        DISK_FREE.set_function(lambda: shutil.disk_usage("/").free)
         prometheus_client.start_http_server(port, addr=host)
 
 

@@ -15,6 +15,8 @@ EXCEPTIONS: Final[Mapping[tuple[str, str, str], str]] = {
     ("broad-except", "services/agents/runs/execution.py", ""): "the edge of a run: logs, and the run ends as failed",
     ("broad-except", "services/billing/intake.py", ""): "the edge of a delivery: it is answered with what went wrong",
     ("broad-except", "services/billing/jobs.py", ""): "the edge of a job: logs, and the work stays due with its reason",
+    ("broad-except", "services/billing/reconcile.py", ""): "the edge of a job: logs, and the run waits with its reason",
+    ("broad-except", "services/billing/usage_reporter.py", ""): "the edge of a job: as with billing's other jobs",
     ("function-size", "devkit/stripe/checkout.py", "_new_body"): _ONE_OBJECT,
     ("function-size", "devkit/stripe/invoicing.py", "new_invoice"): _ONE_OBJECT,
     ("function-size", "devkit/stripe/payments.py", "_new_charge"): _ONE_OBJECT,

@@ -88,10 +88,10 @@ class RunningService:
 
 @asynccontextmanager
 async def run_service(
-    built: AbstractAsyncContextManager[Service], *, mode: Mode = "all"
+    built: AbstractAsyncContextManager[Service], *, mode: Mode = "all", port: int = 0
 ) -> AsyncGenerator[RunningService, None]:
-    """Serve a built service on a free port; its loops run, and it is stopped as a signal would stop it."""
-    async with built as service, serving(service, host="127.0.0.1", port=0, mode=mode) as running:
+    """Serve a built service, on a free port unless told one; its loops run, and it is stopped as a signal would."""
+    async with built as service, serving(service, host="127.0.0.1", port=port, mode=mode) as running:
         base_url = f"http://127.0.0.1:{running.port}"
         async with httpx.AsyncClient(base_url=base_url, timeout=10) as client:
             yield RunningService(service=service, base_url=base_url, client=client)
