@@ -17,6 +17,7 @@ from services.billing.api import Routes, StripeSide
 from services.billing.checkout import Desk
 from services.billing.consumers import subscriptions
 from services.billing.domain import Rules
+from services.billing.intake import PATH as WEBHOOK
 from services.billing.intake import Intake, WebhookEndpoint
 from services.billing.jobs import Reviewer, StripeSync
 from services.billing.operator_api import OperatorRoutes
@@ -116,6 +117,9 @@ def _checks(backbone: Backbone, *, is_enabled: bool) -> list[Check]:
         async with backbone.database.transaction() as conn:
             return at_most(await erasure_queries.oldest_erasure_s(conn), MAX_UNHANDLED_S)
 
+    async def check_webhook() -> Finding:
+        return at_most(backbone.traffic.count(lambda route, status: route == WEBHOOK and status >= 400), 0)  # noqa: PLR2004
+
     async def check_drift() -> Finding:
         async with backbone.database.transaction() as conn:
             return at_most(await drift_queries.count_drift_to_mend(conn), 0)
@@ -125,6 +129,24 @@ def _checks(backbone: Backbone, *, is_enabled: bool) -> list[Check]:
             age_s = await drift_queries.last_finished_age_s(conn)
         return at_most(age_s, MAX_RECONCILED_AGE_S) if age_s is not None else Finding(status="ok", value="never yet")
 
+    checks = [Check(name="stripe", probe=check_stripe, runbook="disable-billing")]
+    if is_enabled:
+        checks += [
+            Check(
+                name="stripe_events_unhandled_oldest_s", probe=check_unhandled, runbook="billing-webhook-not-working"
+            ),
+            # Anybody can send what we refuse, so it warns; the alert says the same.
+            Check(name="webhook_failures", probe=check_webhook, runbook="billing-webhook-not-working", warns_only=True),
+            Check(name="stripe_subscriptions_unclaimed", probe=check_unclaimed, runbook="common-stripe-issues"),
+            Check(name="stripe_drift", probe=check_drift, runbook="stripe-drift"),
+            Check(name="reconciled_age_s", probe=check_reconciliation, runbook="stripe-drift"),
+            *_usage_checks(backbone),
+            Check(name="erasures_oldest_s", probe=check_erasures, runbook="delete-user-data"),
+        ]
+    return checks
+
+
+def _usage_checks(backbone: Backbone) -> list[Check]:
     async def check_usage() -> Finding:
         async with backbone.database.transaction() as conn:
             return at_most(await usage_queries.oldest_waiting_s(conn), MAX_UNREPORTED_S)
@@ -134,17 +156,7 @@ def _checks(backbone: Backbone, *, is_enabled: bool) -> list[Check]:
         async with backbone.database.transaction() as conn:
             return Finding(status="ok", value=await usage_queries.count_refused(conn))
 
-    checks = [Check(name="stripe", probe=check_stripe, runbook="disable-billing")]
-    if is_enabled:
-        checks += [
-            Check(
-                name="stripe_events_unhandled_oldest_s", probe=check_unhandled, runbook="billing-webhook-not-working"
-            ),
-            Check(name="stripe_subscriptions_unclaimed", probe=check_unclaimed, runbook="common-stripe-issues"),
-            Check(name="stripe_drift", probe=check_drift, runbook="stripe-drift"),
-            Check(name="reconciled_age_s", probe=check_reconciliation, runbook="stripe-drift"),
-            Check(name="usage_unreported_oldest_s", probe=check_usage, runbook="stripe-drift"),
-            Check(name="usage_refused", probe=check_refused_usage, runbook="stripe-drift"),
-            Check(name="erasures_oldest_s", probe=check_erasures, runbook="delete-user-data"),
-        ]
-    return checks
+    return [
+        Check(name="usage_unreported_oldest_s", probe=check_usage, runbook="stripe-drift"),
+        Check(name="usage_refused", probe=check_refused_usage, runbook="stripe-drift"),
+    ]
