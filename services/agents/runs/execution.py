@@ -14,6 +14,7 @@ import structlog
 
 from libs.common.database import Connection, Database, DatabaseUnavailable
 from libs.common.telemetry import span
+from libs.common.waiting import end, woken
 from services.agents.models.domain import ModelNotAvailable
 from services.agents.ports import (
     ChooseModel,
@@ -248,8 +249,9 @@ class Execution:
                     await self._sleep(until=until)
         finally:
             # Ends the model's work at once: the generator is closed where it stands.
-            listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
+            await end([listening], patience_s=1)
+            if not listening.cancelled():
+                listening.exception()  # whatever it was, the run has its end: nobody else has to hear of it
 
     async def _listen(self, outputs: AsyncGenerator[ModelOutput, None]) -> None:
         async with contextlib.aclosing(outputs):
@@ -261,9 +263,7 @@ class Execution:
                     await self._has_room.wait()
 
     async def _sleep(self, *, until: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, until - time.monotonic())):
-                await self._news.wait()
+        await woken(self._news, within_s=max(0.0, until - time.monotonic()))
         self._news.clear()
 
     def _take(self, output: ModelOutput) -> None:

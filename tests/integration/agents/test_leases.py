@@ -12,6 +12,7 @@ from services.agents.runs import lease_queries, operations, queries
 from services.agents.runs.domain import Append, Ending, RunEvent, Usage
 from services.agents.runs.lease_queries import Caps
 from services.agents.runs.operations import StartedRun
+from services.agents.runs.scribe import Scribe
 from tests.harness.database import TestDatabase
 from tests.harness.patience import eventually
 from tests.harness.services import Place
@@ -59,6 +60,24 @@ async def test_a_zombie_worker_writes_nothing(database: Database, test_database:
         await lease_queries.hand_back(conn, {run_id: token})
     assert (await run_row(test_database, run_id))["leased_by"] == "heir"
     assert [it["type"] for it in await stream_of(test_database, run_id)] == ["run.queued", "run.started", "run.started"]
+
+
+async def test_deltas_of_many_runs_written_together_have_each_its_own_fence(
+    database: Database, test_database: TestDatabase
+) -> None:
+    run_ids = [await request_run(database, new_id()) for _ in range(3)]
+    started = {it.run.id: it for it in await lease(database)}
+    scribe = Scribe(database)
+
+    def delta(run_id: UUID, *, older_by: int) -> Append:
+        event = RunEvent(seq=started[run_id].event.seq + 1, type="run.delta", data={"text": "x"})
+        return Append(run_id=run_id, lease_token=started[run_id].run.lease_token - older_by, event=event)
+
+    deltas = [delta(run_id, older_by=age) for run_id, age in zip(run_ids, (0, 1_000, 0), strict=True)]
+    assert await asyncio.gather(*(scribe.append(it) for it in deltas)) == [True, False, True]
+    assert await scribe.append(deltas[0]), "the same delta again is no second one"
+    texts = [text_of(await stream_of(test_database, run_id)) for run_id in run_ids]
+    assert texts == ["x", "", "x"]
 
 
 async def test_a_frozen_worker_that_wakes_up_is_fenced_while_its_heir_finishes(
