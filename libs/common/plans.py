@@ -44,6 +44,15 @@ class Ingest(BaseModel):
     max_ahead_s: int = Field(default=300, ge=0, le=3600)
 
 
+class Metered(BaseModel):
+    """A metric that is billed by use: the event name of Stripe's meter, and the lookup key of the price per unit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    meter: str = Field(min_length=1, max_length=100)
+    stripe_lookup_key: str
+
+
 class Tier(BaseModel):
     """What a tier may use. A metric without a limit is unlimited. `price_minor` is in the currency's minor unit.
 
@@ -64,6 +73,8 @@ class Tier(BaseModel):
     price_minor: int | None = Field(default=None, ge=0)
     currency: str | None = None
     interval: str | None = None
+    metered: Mapping[str, Metered] = Field(default_factory=dict[str, Metered])
+    """By metric, what is charged by use beside the price."""
 
 
 class Plans(BaseModel):
@@ -77,7 +88,7 @@ class Plans(BaseModel):
     def _limits_name_meters(self) -> Self:
         """A limit of a metric nobody counts would never be reached, and never be missed."""
         unknown = {name for tier in self.tiers.values() for name in tier.limits} - self.meters.keys()
-        if unknown:
+        if self.meters and unknown:
             raise ValueError(f"limits of metrics that are no meters: {', '.join(sorted(unknown))}")
         return self
 

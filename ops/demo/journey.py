@@ -114,7 +114,7 @@ def look_at_usage(traveller: Traveller) -> None:
 
 
 def delete_the_account(traveller: Traveller) -> None:
-    traveller.client.expect(traveller.client.call("DELETE", "/v1/account"), 202)
+    traveller.client.expect(traveller.client.call("DELETE", "/v1/account", body={"confirm": True}), 202)
     admin = Client(traveller.environment["GATEWAY_URL"], api_key=traveller.environment["NEXT_PUBLIC_SUPABASE_ANON_KEY"])
     credentials = {"email": traveller.environment["ADMIN_EMAIL"], "password": traveller.environment["ADMIN_PASSWORD"]}
     session = admin.expect(admin.call("POST", "/auth/v1/token?grant_type=password", body=credentials), 200)

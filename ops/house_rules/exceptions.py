@@ -16,6 +16,8 @@ EXCEPTIONS: Final[Mapping[tuple[str, str, str], str]] = {
     ("broad-except", "services/billing/intake.py", ""): "the edge of a delivery: it is answered with what went wrong",
     ("broad-except", "services/billing/jobs.py", ""): "the edge of a job: logs, and the work stays due with its reason",
     ("broad-except", "services/metering/desk.py", ""): "the edge of a shared commit: each who asked is told",
+    ("broad-except", "services/billing/reconcile.py", ""): "the edge of a job: logs, and the run waits with its reason",
+    ("broad-except", "services/billing/usage_reporter.py", ""): "the edge of a job: as with billing's other jobs",
     ("function-size", "devkit/stripe/checkout.py", "_new_body"): _ONE_OBJECT,
     ("function-size", "devkit/stripe/invoicing.py", "new_invoice"): _ONE_OBJECT,
     ("function-size", "devkit/stripe/payments.py", "_new_charge"): _ONE_OBJECT,
@@ -25,5 +27,10 @@ EXCEPTIONS: Final[Mapping[tuple[str, str, str], str]] = {
     ("function-size", "services/metering/ledger/queries.py", "book_settlement"): _ONE_STATEMENT,
     ("function-size", "tests/contracts/devkit/test_shapes.py", "shown"): "a list of one object of each kind",
     ("no-sleep-in-tests", "tests/contracts/devkit/emulation.py", "eventually"): "what tests without a loop wait with",
+    (
+        "no-sleep-in-tests",
+        "tests/integration/gateway/test_streams.py",
+        "frames",
+    ): "gives way, as a stream that waits does",
     ("no-sleep-in-tests", "tests/harness/patience.py", "eventually"): "what every other test waits with",
 }

@@ -23,6 +23,7 @@ KNOWN_BY: Mapping[str, tuple[str, ...]] = {
         "NEXT_PUBLIC_SUPABASE_ANON_KEY",
         "SUPABASE_SERVICE_ROLE_KEY",
         "SUPABASE_URL",
+        "SUPABASE_JWKS_TTL_S",
         "SUPABASE_JWT_SECRET",
         "AUTH_SIGNING_KEYS",
         "AUTH_AUTOCONFIRM",
@@ -33,6 +34,9 @@ KNOWN_BY: Mapping[str, tuple[str, ...]] = {
         "REFRESH_REUSE_INTERVAL_S",
         "RATE_LIMIT_WINDOW_MS",
         "RATE_LIMIT_MAX_REQUESTS",
+        "RATE_LIMIT_ROUTE_GROUPS",
+        "STREAMS_PER_USER",
+        "STREAMS_PER_PROCESS",
         "AUTH_RATE_LIMIT_WINDOW_MS",
         "AUTH_RATE_LIMIT_MAX_REQUESTS",
         "MAINTENANCE_MODE",
@@ -144,6 +148,8 @@ def _defaults(service: str, where: Addresses) -> dict[str, str]:
         }
     if service == "billing":
         return {**shared, "FRONTEND_URL": where.http("gateway"), "STRIPE_API_BASE": where.stripe}
+    if service == "agents":
+        return {**shared, "METERING_URL": where.http("metering")}
     return shared
 
 
@@ -172,4 +178,17 @@ def public_environment(where: Addresses) -> dict[str, str]:
         "MAIL_API_URL": where.http("mailbox-http"),
         "ADMIN_EMAIL": values["ADMIN_EMAIL"],
         "ADMIN_PASSWORD": values["ADMIN_PASSWORD"],
+    }
+
+
+def operator_environment(where: Addresses) -> dict[str, str]:
+    """What the operator's command line is given besides: the key of internal calls, private metrics, all settings."""
+    metrics = [name for name in where.ports if name.endswith("-metrics")]
+    return {
+        **{name: value for name, value in where.values.items() if value},
+        **public_environment(where),
+        "METRICS_URLS": ",".join(f"{where.http(name)}/metrics" for name in metrics),
+        "SUPERUSER_DATABASE_URL": where.superuser(),
+        "SMTP_URL": where.values.get("SMTP_URL") or f"smtp://127.0.0.1:{where.ports.get('mailbox-smtp', 0)}",
+        "FRONTEND_URL": where.values.get("FRONTEND_URL") or where.http("gateway"),
     }

@@ -1,8 +1,8 @@
-"""Who is calling, what routes belong together, and the gateway's refusals. Pure."""
+"""Who is calling, who is answering, and the gateway's refusals. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from libs.common.errors import Conflict, Forbidden, Invalid, LimitExceeded, NotFound, Unauthenticated
@@ -50,6 +50,8 @@ class Identity:
     session_id: UUID | None
     email: str
     claims: Mapping[str, Any] = field(repr=False)
+    token: str = field(default="", repr=False)
+    """The access token itself, where another house must be asked whether its session is still alive."""
 
     @property
     def user_claims(self) -> Mapping[str, Any]:
@@ -78,3 +80,55 @@ def is_admin(
 ) -> bool:
     """An admin is who the runbook says: the feature flag, the role in the app metadata, or ADMIN_USER_IDS."""
     return features.get("admin") is True or app_metadata.get("role") == "admin" or str(user_id) in listed
+
+
+OPENS_AFTER: Final = 5
+FIRST_PAUSE_S: Final = 1.0
+LONGEST_PAUSE_S: Final = 5.0
+"""A service that is back is noticed within this; what is promised after a fault is 15 s."""
+
+
+class Breaker:
+    """A circuit breaker: after five silences in a row nobody waits any more, but one at a time goes and looks.
+
+    Only silence counts (no connection, no answer in time): a service that refuses or fails answers. The caller brings
+    the time, in monotonic seconds, and says of each call that was let through how it ended.
+    """
+
+    def __init__(self) -> None:
+        self._silences = 0
+        self._pause_s = FIRST_PAUSE_S
+        self._closed_until = 0.0
+        self._is_looking = False
+
+    @property
+    def is_open(self) -> bool:
+        return self._silences >= OPENS_AFTER
+
+    def lets_through(self, now_s: float) -> bool:
+        if not self.is_open:
+            return True
+        if self._is_looking or now_s < self._closed_until:
+            return False
+        self._is_looking = True
+        return True
+
+    def answered(self) -> bool:
+        """Whether it had been cut off."""
+        was_open = self.is_open
+        self._silences, self._pause_s, self._is_looking = 0, FIRST_PAUSE_S, False
+        return was_open
+
+    def failed(self, now_s: float) -> bool:
+        """Whether it has been cut off by this."""
+        was_open = self.is_open
+        self._silences += 1
+        if self.is_open and (self._is_looking or not was_open):
+            self._closed_until = now_s + self._pause_s
+            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+        self._is_looking = False
+        return self.is_open and not was_open
+
+    def gave_up(self) -> None:
+        """The call ended without telling anything."""
+        self._is_looking = False

@@ -1,7 +1,7 @@
 """Every request passes here once: who is it, is the house open, has it asked too often. Pure ASGI, one Redis call."""
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -9,16 +9,17 @@ import orjson
 from fastapi import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from libs.common.errors import VentureError
+from libs.common.errors import Unavailable, VentureError
 from libs.common.http import problem
 from libs.common.plans import Plans
 from services.gateway.api_keys.domain import PREFIX, ScopeMissing, allows
 from services.gateway.api_keys.state import ApiKeyCache
 from services.gateway.auth.errors import render, translate
-from services.gateway.auth.tokens import AccessTokens, ApiKeys
-from services.gateway.domain import AccountBanned, Identity, InvalidAccessToken, RateLimited, SignInRequired, Standing
-from services.gateway.limits import Limit, RateLimiter, Verdict
-from services.gateway.sessions import Standings
+from services.gateway.auth.tokens import ApiKeys
+from services.gateway.domain import AccountBanned, Identity, InvalidAccessToken, RateLimited, SignInRequired
+from services.gateway.limited.state import LimitedRequests
+from services.gateway.limits import Limit, RateLimiter, Verdict, headers_of
+from services.gateway.sessions import Sessions, Standings
 from services.gateway.switches.state import Switches
 
 MAINTENANCE_RETRY_S: Final = 3600
@@ -34,34 +35,53 @@ _SIGN_IN_PATHS: Final = tuple(
 )
 
 
+class _Limited(RateLimited):
+    def __init__(self, verdict: Verdict) -> None:
+        limit = verdict.limit
+        super().__init__(
+            f"Too many requests: {limit.max_requests} in {limit.window_ms // 1000} s are allowed here.",
+            retry_after_s=verdict.retry_after_s,
+            limit=limit.max_requests,
+            window_s=limit.window_ms // 1000,
+            policy=limit.name,
+        )
+        self.verdict = verdict
+
+
 class Gate:
     def __init__(
         self,
         app: ASGIApp,
         *,
-        tokens: AccessTokens,
+        verify: Callable[[str], Awaitable[Identity]],
         keys: ApiKeys,
         api_keys: ApiKeyCache,
         standings: Standings,
+        sessions: Sessions,
         switches: Switches,
         limiter: RateLimiter,
+        limited: LimitedRequests,
         plans: Plans,
         general: Limit,
         sign_in: Limit,
+        groups: Mapping[str, Limit],
         trusted_proxy_hops: int,
     ) -> None:
         self._app = app
-        self._tokens = tokens
+        self._verify = verify
         self._keys = keys
         self._api_keys = api_keys
         self._standings = standings
+        self._sessions = sessions
         self._switches = switches
         self._limiter = limiter
+        self._limited = limited
         self._plans = plans
         self._general = general
         self._sign_in = sign_in
         # Refreshes and one's own account: Supabase Auth's proportion, 150 for each 30 sign-ins.
         self._auth = replace(sign_in, name="auth", max_requests=5 * sign_in.max_requests)
+        self._groups = groups
         self._hops = trusted_proxy_hops
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,78 +90,94 @@ class Gate:
             await self._app(scope, receive, send)
             return
         try:
-            verdict = await self._admit(scope, path)
+            verdicts = await self._admit(scope, path)
+        except _Limited as error:
+            await _refuse(error, scope, path)(scope, receive, _with_limit_headers(send, [error.verdict]))
+            return
         except VentureError as error:
             await _refuse(error, scope, path)(scope, receive, send)
             return
-        if verdict is None:
+        if verdicts is None:
             headers = {"Retry-After": str(MAINTENANCE_RETRY_S)}
             closed = Response(MAINTENANCE_BODY, 503, headers, media_type="application/json")
             await closed(scope, receive, send)
             return
-        await self._app(scope, receive, _with_limit_headers(send, verdict) if verdict.limit.max_requests else send)
+        await self._app(scope, receive, _with_limit_headers(send, verdicts) if verdicts else send)
 
-    async def _admit(self, scope: Scope, path: str) -> Verdict | None:
-        """The rate limiter's verdict, or None for a house that is closed. Raises what the caller is to be told."""
+    async def _admit(self, scope: Scope, path: str) -> list[Verdict] | None:
+        """The rate limiter's verdicts, or None for a house that is closed. Raises what the caller is to be told."""
         headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         if path.startswith(_AUTH):
             return await self._admit_to_auth(scope, path, headers)
         if path == _USAGE_EVENTS and (bearer := _bearer(headers)) and self._keys.is_service_role(bearer):
             scope.setdefault("state", {})["is_service_role"] = True
-            return None if self._switches.in_maintenance(_route_group(path)) else _UNLIMITED
+            return None if self._switches.in_maintenance(_route_group(path)) else []
         identity = await self._identify(scope, headers)
         standing = await self._standings.of(identity) if identity is not None else None
         if standing is not None and identity is not None and "api_key_id" in identity.claims:
             standing = replace(standing, is_admin=False)  # a program acts as its user, never as an admin
-        if self._switches.in_maintenance(_route_group(path)) and not (standing is not None and standing.is_admin):
+        group = _route_group(path)
+        if self._switches.in_maintenance(group) and not (standing is not None and standing.is_admin):
             return None
         state = scope.setdefault("state", {})
         if identity is None or standing is None:
-            return await self._take(f"ip:{self._client(scope, headers)}", self._general)
+            return await self._take(
+                f"ip:{client_network(scope, trusted_hops=self._hops)}", group, *self._limits_of(group, factor=1)
+            )
         if standing.is_banned:
             raise AccountBanned("This account is banned.")
-        state["identity"], state["standing"] = identity, standing
-        return await self._take(f"user:{identity.user_id}", self._limit_of(standing))
+        state["identity"], state["standing"], state["sessions"] = identity, standing, self._sessions
+        factor = self._plans.tier(standing.tier).rate_factor
+        return await self._take(f"user:{identity.user_id}", group, *self._limits_of(group, factor=factor))
 
-    async def _admit_to_auth(self, scope: Scope, path: str, headers: Sequence[tuple[bytes, bytes]]) -> Verdict | None:
+    async def _admit_to_auth(
+        self, scope: Scope, path: str, headers: Sequence[tuple[bytes, bytes]]
+    ) -> list[Verdict] | None:
         bearer = _bearer(headers)
         if bearer is not None and self._keys.is_service_role(bearer):
-            return _UNLIMITED
-        if self._switches.in_maintenance("auth"):
+            return []
+        if self._switches.in_maintenance("auth") and not await self._is_admin(bearer):
             return None
-        client = self._client(scope, headers)
+        client = client_network(scope, trusted_hops=self._hops)
         is_sign_in = path in _SIGN_IN_PATHS or (
             path == f"{_AUTH}/token" and b"grant_type=refresh_token" not in scope["query_string"]
         )
         if is_sign_in:
-            return await self._take(f"ip:{client}", self._sign_in)
-        return await self._take(self._auth_subject(bearer) or f"ip:{client}", self._auth)
+            return await self._take(f"ip:{client}", "auth", self._sign_in)
+        holder = await self._bearer_of_token(bearer)
+        return await self._take(f"user:{holder.user_id}" if holder else f"ip:{client}", "auth", self._auth)
 
-    def _auth_subject(self, bearer: str | None) -> str | None:
+    async def _bearer_of_token(self, bearer: str | None) -> Identity | None:
         """Who is signed in counts for themself; anything else that came as a bearer counts for its address."""
+        if bearer is None or self._keys.role_of(bearer) is not None:
+            return None
         try:
-            return f"user:{self._tokens.verify(bearer).user_id}" if bearer is not None else None
-        except InvalidAccessToken:
+            return await self._verify(bearer)
+        except (InvalidAccessToken, Unavailable):
             return None
 
-    async def _take(self, subject: str, limit: Limit) -> Verdict:
-        verdict = await self._limiter.take(subject, limit)
-        if not verdict.allowed:
-            raise RateLimited(
-                f"Too many requests: {limit.max_requests} in {limit.window_ms // 1000} s are allowed here.",
-                retry_after_s=verdict.retry_after_s,
-                limit=limit.max_requests,
-                window_s=limit.window_ms // 1000,
-            )
-        return verdict
+    async def _is_admin(self, bearer: str | None) -> bool:
+        """An admin can refresh and end the own session while the house is closed; signing in waits for its opening."""
+        identity = await self._bearer_of_token(bearer)
+        try:
+            return identity is not None and (await self._standings.of(identity)).is_admin
+        except SignInRequired:
+            return False
 
-    def _limit_of(self, standing: Standing) -> Limit:
-        factor = self._plans.tier(standing.tier).rate_factor
-        return Limit(
-            name=self._general.name,
-            max_requests=self._general.max_requests * factor,
-            window_ms=self._general.window_ms,
-        )
+    async def _take(self, subject: str, group: str, *limits: Limit) -> list[Verdict]:
+        """Count the request for each limit, the narrowest first: what it refuses does not count for the others."""
+        verdicts: list[Verdict] = []
+        for limit in limits:
+            verdict = await self._limiter.take(subject, limit)
+            if not verdict.allowed:
+                self._limited.note(subject=subject, limit_name=limit.name, route_group=group)
+                raise _Limited(verdict)
+            verdicts.append(verdict)
+        return verdicts
+
+    def _limits_of(self, group: str, *, factor: int) -> list[Limit]:
+        limits = [self._groups[group], self._general] if group in self._groups else [self._general]
+        return [replace(limit, max_requests=limit.max_requests * factor) for limit in limits]
 
     async def _identify(self, scope: Scope, headers: Sequence[tuple[bytes, bytes]]) -> Identity | None:
         if sum(1 for name, _ in headers if name == b"authorization") > 1:
@@ -152,7 +188,7 @@ class Gate:
             return None
         if bearer.startswith(PREFIX):
             return await self._identify_program(scope, bearer)
-        return self._tokens.verify(bearer)
+        return await self._verify(bearer)
 
     async def _identify_program(self, scope: Scope, secret: str) -> Identity:
         holder = await self._api_keys.holder(secret)
@@ -161,28 +197,24 @@ class Gate:
             raise ScopeMissing(f"This API key may not do this: {group} is not in its scopes.", route_group=group)
         return holder.identity
 
-    def _client(self, scope: Scope, headers: Sequence[tuple[bytes, bytes]]) -> str:
-        """The client's network: an IPv4 address or an IPv6 /64. Only as many proxy hops are believed as are ours."""
-        address = scope["client"][0] if scope.get("client") else "unknown"
-        if self._hops:
-            chain = [
-                part.strip()
-                for name, value in headers
-                if name == b"x-forwarded-for"
-                for part in value.decode("latin-1").split(",")
-            ]
-            if len(chain) >= self._hops:
-                address = chain[-self._hops]
-        try:
-            ip = ipaddress.ip_address(address)
-        except ValueError:
-            return "unknown"
-        return str(ipaddress.ip_network((ip, 64), strict=False)) if ip.version == 6 else str(ip)  # noqa: PLR2004
 
-
-_UNLIMITED: Final = Verdict(
-    allowed=True, remaining=0, retry_after_s=0, reset_s=0, limit=Limit(name="none", max_requests=0, window_ms=1000)
-)
+def client_network(scope: Scope, *, trusted_hops: int) -> str:
+    """The client's network: an IPv4 address or an IPv6 /64. Only as many proxy hops are believed as are ours."""
+    address = scope["client"][0] if scope.get("client") else "unknown"
+    if trusted_hops:
+        chain = [
+            part.strip()
+            for name, value in scope["headers"]
+            if name == b"x-forwarded-for"
+            for part in value.decode("latin-1").split(",")
+        ]
+        if len(chain) >= trusted_hops:
+            address = chain[-trusted_hops]
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return "unknown"
+    return str(ipaddress.ip_network((ip, 64), strict=False)) if ip.version == 6 else str(ip)  # noqa: PLR2004
 
 
 def _bearer(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
@@ -208,10 +240,10 @@ def _refuse(error: VentureError, scope: Scope, path: str) -> Response:
     return response
 
 
-def _with_limit_headers(send: Send, verdict: Verdict) -> Send:
+def _with_limit_headers(send: Send, verdicts: Sequence[Verdict]) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], *verdict.headers()]
+            message["headers"] = [*message["headers"], *headers_of(verdicts)]
         await send(message)
 
     return send_with_headers

@@ -7,6 +7,7 @@ from libs.common.database import Database, DatabaseUnavailable
 from services.gateway.accounts import queries as accounts
 from services.gateway.codes import queries as codes
 from services.gateway.idempotency import queries as idempotency
+from services.gateway.limited import queries as limited
 from services.gateway.mail import queries as mail
 
 INTERVAL_S: Final = 60
@@ -24,6 +25,7 @@ class Housekeeper:
                     await accounts.delete_old_user_events(conn)
                     await codes.delete_ended(conn)
                     await mail.delete_hopeless(conn)
+                    await limited.delete_old_refusals(conn)
             except DatabaseUnavailable:
                 await self._database.wait_until_up()
                 continue

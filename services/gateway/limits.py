@@ -65,13 +65,13 @@ class Verdict:
     reset_s: int
     limit: Limit
 
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """draft-ietf-httpapi-ratelimit-headers: quota and window are the policy, what is left until when the state."""
-        limit = self.limit
-        return [
-            (b"ratelimit-policy", f'"{limit.name}";q={limit.max_requests};w={limit.window_ms // 1000}'.encode()),
-            (b"ratelimit", f'"{limit.name}";r={self.remaining};t={self.reset_s}'.encode()),
-        ]
+
+def headers_of(verdicts: Sequence[Verdict]) -> list[tuple[bytes, bytes]]:
+    """draft-ietf-httpapi-ratelimit-headers: quota and window are the policy, what is left until when the state."""
+    limits = [one.limit for one in verdicts]
+    policies = ", ".join(f'"{limit.name}";q={limit.max_requests};w={limit.window_ms // 1000}' for limit in limits)
+    states = ", ".join(f'"{one.limit.name}";r={one.remaining};t={one.reset_s}' for one in verdicts)
+    return [(b"ratelimit-policy", policies.encode()), (b"ratelimit", states.encode())]
 
 
 def judge(limit: Limit, *, allowed: bool, over_us: float, until_empty_us: float) -> Verdict:

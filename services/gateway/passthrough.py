@@ -1,5 +1,6 @@
 """Routes that are another service's: one table of what is passed, to whom, and what the caller must show first."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -7,27 +8,29 @@ from uuid import UUID
 import httpx
 from fastapi import APIRouter, Request, Response
 
-from libs.common.database import Database
-from libs.common.ids import new_id
-from services.gateway.domain import Identity
-from services.gateway.idempotency import operations as keys
-from services.gateway.idempotency import queries as key_queries
-from services.gateway.metered import METERED, UNMETERED, Takings
-from services.gateway.sessions import CurrentIdentity, current_identity, require_live_session
-from services.gateway.upstreams import Upstream, pass_back
-
-Name = Literal["billing", "metering", "agents"]
+from libs.common.database import Connection
+from libs.common.errors import Unavailable
+from services.gateway.domain import Identity, SignInRequired
+from services.gateway.exports.operations import record_use
+from services.gateway.idempotency.state import Answers, Made
+from services.gateway.quotas import Quotas
+from services.gateway.sessions import CurrentIdentity, require_live_session
+from services.gateway.upstreams import Name, Upstream, pass_back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passed:
-    """One public route and the internal one behind it. `is_guarded`: the session must still be alive (money)."""
+    """One public route and the internal one behind it.
+
+    `is_guarded`: the session must still be alive (money). `uses`: one of this metric is held, and used by success.
+    """
 
     method: str
     path: str
     to: Name
     internal: str
     is_guarded: bool = False
+    uses: str = ""
 
 
 PASSED: Final = (
@@ -36,7 +39,7 @@ PASSED: Final = (
     Passed(method="GET", path="/v1/entitlements", to="metering", internal="/internal/entitlements"),
     Passed(method="GET", path="/v1/limits/check", to="metering", internal="/internal/limits/check"),
     Passed(method="GET", path="/v1/runs", to="agents", internal="/internal/runs"),
-    Passed(method="GET", path="/v1/runs/export", to="agents", internal="/internal/runs/export"),
+    Passed(method="GET", path="/v1/runs/export", to="agents", internal="/internal/runs/export", uses="exports"),
     Passed(method="POST", path="/v1/runs/{row_id}/cancel", to="agents", internal="/internal/runs/{row_id}/cancel"),
     Passed(method="GET", path="/v1/runs/{row_id}/feedback", to="agents", internal="/internal/runs/{row_id}/feedback"),
     Passed(method="POST", path="/v1/runs/{row_id}/feedback", to="agents", internal="/internal/runs/{row_id}/feedback"),
@@ -45,10 +48,47 @@ PASSED: Final = (
     Passed(method="GET", path="/v1/vibe-config", to="agents", internal="/internal/vibe-config"),
     Passed(method="PUT", path="/v1/vibe-config", to="agents", internal="/internal/vibe-config"),
     Passed(method="GET", path="/v1/templates", to="agents", internal="/internal/templates"),
-    Passed(method="POST", path="/v1/templates", to="agents", internal="/internal/templates"),
+    Passed(method="POST", path="/v1/templates", to="agents", internal="/internal/templates", uses="templates"),
     Passed(method="PUT", path="/v1/templates/{row_id}", to="agents", internal="/internal/templates/{row_id}"),
     Passed(method="DELETE", path="/v1/templates/{row_id}", to="agents", internal="/internal/templates/{row_id}"),
+    Passed(method="GET", path="/v1/templates/presets", to="agents", internal="/internal/templates/presets"),
+    Passed(method="GET", path="/v1/templates/{row_id}", to="agents", internal="/internal/templates/{row_id}"),
+    Passed(
+        method="GET",
+        path="/v1/templates/{row_id}/versions",
+        to="agents",
+        internal="/internal/templates/{row_id}/versions",
+    ),
+    Passed(
+        method="POST",
+        path="/v1/templates/{row_id}/restore",
+        to="agents",
+        internal="/internal/templates/{row_id}/restore",
+    ),
+    Passed(
+        method="POST", path="/v1/templates/{row_id}/share", to="agents", internal="/internal/templates/{row_id}/share"
+    ),
+    Passed(
+        method="DELETE", path="/v1/templates/{row_id}/share", to="agents", internal="/internal/templates/{row_id}/share"
+    ),
+    Passed(
+        method="GET", path="/v1/shared-templates/{row_id}", to="agents", internal="/internal/shared-templates/{row_id}"
+    ),
     Passed(method="GET", path="/v1/prompt-atoms", to="agents", internal="/internal/prompt-atoms"),
+    Passed(
+        method="GET",
+        path="/v1/admin/prompt-atoms",
+        to="agents",
+        internal="/internal/admin/prompt-atoms",
+        is_guarded=True,
+    ),
+    Passed(
+        method="PUT",
+        path="/v1/admin/prompt-atoms",
+        to="agents",
+        internal="/internal/admin/prompt-atoms",
+        is_guarded=True,
+    ),
     Passed(method="POST", path="/v1/prompts/preview", to="agents", internal="/internal/prompts/preview"),
     Passed(method="GET", path="/v1/webhook-endpoints", to="agents", internal="/internal/webhook-endpoints"),
     Passed(method="POST", path="/v1/webhook-endpoints", to="agents", internal="/internal/webhook-endpoints"),
@@ -81,6 +121,9 @@ _WEBHOOK_HEADERS: Final = (
     "x-gitlab-token",
     "x-gitlab-event",
     "x-gitlab-event-uuid",
+    "webhook-id",
+    "webhook-timestamp",
+    "webhook-signature",
     "idempotency-key",
     "x-signature-256",
     "x-timestamp",
@@ -90,10 +133,10 @@ _WEBHOOK_HEADERS: Final = (
 
 
 class PassedRoutes:
-    def __init__(self, *, database: Database, upstreams: dict[Name, Upstream], upgrade_url: str = "") -> None:
-        self._database = database
+    def __init__(self, *, upstreams: Mapping[Name, Upstream], quotas: Quotas, answers: Answers) -> None:
         self._upstreams = upstreams
-        self._takings = Takings(upstreams["metering"], upgrade_url=upgrade_url)
+        self._quotas = quotas
+        self._answers = answers
 
     def router(self) -> APIRouter:
         router = APIRouter()
@@ -110,97 +153,77 @@ class PassedRoutes:
 
     def _plain(self, passed: Passed) -> Any:
         async def endpoint(request: Request, identity: CurrentIdentity) -> Response:
-            if passed.is_guarded:
-                await require_live_session(self._database, identity)
-            key = request.headers.get("idempotency-key")
-            if key is not None and passed.method == "POST":
-                return await self._once(passed, request, identity, key)
-            return _answer(await self._call(passed, request, identity, {}))
+            return await self._pass(passed, passed.internal, request, identity)
 
         return endpoint
-
-    async def _once(self, passed: Passed, request: Request, identity: Identity, key: str) -> Response:
-        """The first request's answer for every request with its key. An answer that invites another try is not kept.
-
-        The claim's id travels along as the service's own key: it stays the same when a claim is taken over.
-        """
-        keys.check_key(key)
-        request_hash = keys.hash_request("POST", passed.path, await request.body())
-        async with self._database.transaction() as conn:
-            claim = await keys.claim_key(conn, user_id=identity.user_id, key=key, request_hash=request_hash)
-        if claim.replay is not None:
-            return Response(claim.replay, claim.replay_status, claim.replay_headers)
-        is_kept = False
-        try:
-            response = await self._call(
-                passed, request, identity, {"Idempotency-Key": str(claim.resource_id)}, hold_id=claim.resource_id
-            )
-            is_kept = isinstance(response, httpx.Response) and response.is_success
-            answer = _answer(response)
-        finally:
-            if not is_kept:
-                async with self._database.transaction() as conn:
-                    await key_queries.give_back_key(conn, user_id=identity.user_id, key=key)
-        if is_kept and isinstance(response, httpx.Response):
-            async with self._database.transaction() as conn:
-                await key_queries.store_response(
-                    conn,
-                    user_id=identity.user_id,
-                    key=key,
-                    status=response.status_code,
-                    body=response.content,
-                    headers={n: v for n, v in answer.headers.items() if n in {"content-type", "location"}},
-                )
-        return answer
-
-    async def _call(
-        self,
-        passed: Passed,
-        request: Request,
-        identity: Identity,
-        headers: dict[str, str],
-        *,
-        hold_id: UUID | None = None,
-    ) -> httpx.Response | Response:
-        """The service's answer, with what the request takes of the plan held before and settled after it."""
-        content = await request.body() or None
-
-        async def call() -> httpx.Response:
-            return await self._upstreams[passed.to].call(
-                passed.method,
-                passed.internal,
-                identity=identity,
-                params=request.query_params.multi_items(),
-                content=content,
-                headers={**_content_type(request), **headers},
-            )
-
-        metered = METERED.get(f"{passed.method} {passed.path}", UNMETERED)
-        if not metered.takes:
-            return await call()
-        return await self._takings.around(metered, identity, hold_id or new_id(), call)
 
     def _with_row_id(self, passed: Passed) -> Any:
         async def endpoint(row_id: UUID, request: Request, identity: CurrentIdentity) -> Response:
-            response = await self._upstreams[passed.to].call(
-                passed.method,
-                passed.internal.replace("{row_id}", str(row_id)),
-                identity=identity,
-                content=await request.body() or None,
-                headers=_content_type(request),
-            )
-            return pass_back(response)
+            return await self._pass(passed, passed.internal.replace("{row_id}", str(row_id)), request, identity)
 
         return endpoint
+
+    async def _pass(self, passed: Passed, path: str, request: Request, identity: Identity) -> Response:
+        """Pass on, once per Idempotency-Key.
+
+        The claim's id travels along as the service's own key and names the hold: both stay the same when a claim is
+        taken over.
+        """
+        if passed.is_guarded:
+            await require_live_session(request, identity)
+
+        async def work(resource_id: UUID) -> Made:
+            if passed.uses:
+                return await self._use(passed, path, request, identity, resource_id=resource_id)
+            return Made(response=pass_back(await self._call(passed, path, request, identity, resource_id=resource_id)))
+
+        if passed.method == "POST":
+            return await self._answers.give(request, identity, work)
+        return await self._answers.without_key(work)
+
+    async def _use(self, passed: Passed, path: str, request: Request, identity: Identity, *, resource_id: UUID) -> Made:
+        """Pass on under a hold, which becomes use with success and is given back with anything else."""
+        amounts = {passed.uses: 1}
+        refusal = await self._quotas.hold(identity, resource_id, amounts)
+        if refusal is not None:
+            return Made(response=refusal)
+        try:
+            response = await self._call(passed, path, request, identity, resource_id=resource_id)
+        except Unavailable:
+            await self._quotas.release(identity, resource_id)
+            raise
+        if not response.is_success:
+            await self._quotas.release(identity, resource_id)
+            return Made(response=pass_back(response))
+
+        async def record(conn: Connection) -> None:
+            await record_use(conn, user_id=identity.user_id, hold_id=resource_id, amounts=amounts)
+
+        return Made(response=pass_back(response), record=record)
+
+    async def _call(
+        self, passed: Passed, path: str, request: Request, identity: Identity, *, resource_id: UUID
+    ) -> httpx.Response:
+        key = {"Idempotency-Key": str(resource_id)} if passed.method == "POST" else {}
+        return await self._upstreams[passed.to].call(
+            passed.method,
+            path,
+            identity=identity,
+            params=request.query_params.multi_items(),
+            content=await request.body() or None,
+            headers={**_content_type(request), **key},
+        )
 
     async def usage_events(self, request: Request) -> Response:
         """Usage of other programs, as CloudEvents: with an API key for its owner, with the service role for anybody."""
         is_service = getattr(request.state, "is_service_role", False)
-        identity = None if is_service else await current_identity(request)
+        identity = getattr(request.state, "identity", None)
+        if not is_service and not isinstance(identity, Identity):
+            raise SignInRequired("Send an API key, or the service role's key, as a bearer token.")
         response = await self._upstreams["metering"].call(
             "POST",
             "/internal/usage/events",
-            identity=identity,
+            identity=None if is_service else identity,
             role="service_role" if is_service else None,
             content=await request.body() or None,
             headers=_content_type(request),
@@ -227,10 +250,6 @@ class PassedRoutes:
             headers=_webhook_headers(request),
         )
         return pass_back(response)
-
-
-def _answer(response: httpx.Response | Response) -> Response:
-    return pass_back(response) if isinstance(response, httpx.Response) else response
 
 
 def _content_type(request: Request) -> dict[str, str]:

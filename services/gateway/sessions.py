@@ -2,12 +2,13 @@
 
 import time
 from collections import OrderedDict
-from typing import Annotated, Final
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Final, Protocol
 from uuid import UUID
 
 from fastapi import Depends, Request
 
-from libs.common.database import Database
+from libs.common.database import Connection, Database
 from services.gateway.accounts import queries as accounts
 from services.gateway.auth import queries as auth
 from services.gateway.domain import AdminRequired, Identity, SignInRequired, Standing, is_admin
@@ -37,10 +38,20 @@ class StandingCache:
 
 
 class Standings:
-    def __init__(self, database: Database, cache: StandingCache, *, admin_user_ids: tuple[str, ...]) -> None:
+    """`keep_in_step` is given where another house signs people in: their rows here follow what their tokens say."""
+
+    def __init__(
+        self,
+        database: Database,
+        cache: StandingCache,
+        *,
+        admin_user_ids: tuple[str, ...],
+        keep_in_step: Callable[[Connection, Identity], Awaitable[None]] | None = None,
+    ) -> None:
         self._database = database
         self._cache = cache
         self._admin_user_ids = admin_user_ids
+        self._keep_in_step = keep_in_step
 
     async def of(self, identity: Identity) -> Standing:
         """Raises SignInRequired for an account that no longer exists."""
@@ -48,14 +59,17 @@ class Standings:
         if cached is not None:
             standing = cached[1]
         else:
-            standing = await self._read(identity.user_id)
+            standing = await self._read(identity)
             self._cache.put(identity.user_id, standing)
         if standing is None:
             raise SignInRequired("This account does not exist any more.")
         return standing
 
-    async def _read(self, user_id: UUID) -> Standing | None:
+    async def _read(self, identity: Identity) -> Standing | None:
+        user_id = identity.user_id
         async with self._database.transaction() as conn:
+            if self._keep_in_step is not None:
+                await self._keep_in_step(conn, identity)
             row = await accounts.find_standing(conn, user_id)
         if row is None:
             return None
@@ -71,14 +85,31 @@ class Standings:
         )
 
 
-async def require_live_session(database: Database, identity: Identity) -> None:
-    """For money and admin routes: a token whose session was ended is refused at once. Raises SignInRequired."""
-    async with database.transaction() as conn:
-        if identity.session_id is None or not await auth.session_exists(conn, identity.session_id):
-            raise SignInRequired("This session has ended; sign in again.")
+class Sessions(Protocol):
+    async def require(self, identity: Identity) -> None:
+        """Raises SignInRequired for a token whose session was ended."""
+        ...
 
 
-async def current_identity(request: Request) -> Identity:  # async: a plain function would cost a thread hop
+class OwnSessions:
+    """Sessions of our own sign-in: a row each."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def require(self, identity: Identity) -> None:
+        async with self._database.transaction() as conn:
+            if identity.session_id is None or not await auth.session_exists(conn, identity.session_id):
+                raise SignInRequired("This session has ended; sign in again.")
+
+
+async def require_live_session(request: Request, identity: Identity) -> None:
+    """For money, keys, accounts and admins: a token whose session was ended is refused at once."""
+    sessions: Sessions = request.state.sessions
+    await sessions.require(identity)
+
+
+async def _identity(request: Request) -> Identity:  # async: a plain function would cost a thread hop
     identity = getattr(request.state, "identity", None)
     if not isinstance(identity, Identity):
         raise SignInRequired("Sign in, and send the access token as a bearer token.")
@@ -89,8 +120,16 @@ async def _admin(request: Request) -> Identity:
     standing = getattr(request.state, "standing", None)
     if not isinstance(standing, Standing) or not standing.is_admin:
         raise AdminRequired("There is nothing here.")
-    return await current_identity(request)
+    return await _live_identity(request)
 
 
-CurrentIdentity = Annotated[Identity, Depends(current_identity)]
+async def _live_identity(request: Request) -> Identity:
+    identity = await _identity(request)
+    await require_live_session(request, identity)
+    return identity
+
+
+CurrentIdentity = Annotated[Identity, Depends(_identity)]
+LiveIdentity = Annotated[Identity, Depends(_live_identity)]
 CurrentAdmin = Annotated[Identity, Depends(_admin)]
+"""An admin whose session is alive."""

@@ -1,16 +1,31 @@
 """The only module of the gateway that reads the environment."""
 
 import json
+import re
 from typing import Annotated, Any, Self
 
+import jwt
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
-from libs.common.settings import CommonSettings, Secret
+from libs.common.settings import DEMO_JWT_SECRET, CommonSettings, Secret
 
 
 def _split(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _read_groups(value: Any) -> Any:
+    """`export=20,runs=60`: a route group and how many requests of it a window allows."""
+    if not isinstance(value, str):
+        return value
+    groups: dict[str, int] = {}
+    for part in _split(value):
+        name, _, number = part.partition("=")
+        if not re.fullmatch(r"[a-z-]{1,40}", name) or not number.isdigit() or int(number) < 1:
+            raise ValueError("is not a list of route groups with their limits, such as export=20,runs=60")
+        groups[name] = int(number)
+    return groups
 
 
 def _check_signing_keys(value: SecretStr) -> SecretStr:
@@ -23,6 +38,21 @@ def _check_signing_keys(value: SecretStr) -> SecretStr:
     return value
 
 
+def _check_api_key(value: SecretStr) -> SecretStr:
+    """Refuse what is signed with the secret of every local Supabase: anybody can make such a key."""
+    try:
+        jwt.decode(
+            value.get_secret_value(),
+            DEMO_JWT_SECRET,
+            algorithms=["HS256"],
+            options={"verify_exp": False, "verify_nbf": False, "verify_iat": False, "verify_aud": False},
+        )
+    except jwt.PyJWTError:
+        return value
+    raise ValueError("is one of Supabase's demo keys, or signed with their secret; generate a new one")
+
+
+ApiKey = Annotated[Secret, AfterValidator(_check_api_key)]
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
@@ -36,10 +66,14 @@ class Settings(CommonSettings):
     cors_origins: CommaSeparated = ()
     next_public_supabase_url: str = "http://127.0.0.1:8000"
     """The address clients know us by; issuer of access tokens and host of every link in a mail."""
-    next_public_supabase_anon_key: Secret
-    supabase_service_role_key: Secret
-    supabase_jwt_secret: Secret
-    auth_signing_keys: Annotated[SecretStr, AfterValidator(_check_signing_keys)]
+    supabase_url: str = ""
+    """An existing Supabase project that signs people in instead of us; then the keys below are that project's."""
+    supabase_jwks_ttl_s: int = Field(default=600, ge=0, le=86_400)
+    """As long as Supabase lets its key set be cached; a key withdrawn there is good here for this long at most."""
+    next_public_supabase_anon_key: ApiKey
+    supabase_service_role_key: ApiKey
+    supabase_jwt_secret: Secret | None = None
+    auth_signing_keys: Annotated[SecretStr, AfterValidator(_check_signing_keys)] | None = None
     auth_autoconfirm: bool = False
     auth_anonymous_enabled: bool = True
     auth_mail_interval_s: int = Field(default=60, ge=0, le=3600)
@@ -53,21 +87,36 @@ class Settings(CommonSettings):
     rate_limit_max_requests: int = Field(default=100, ge=1)
     auth_rate_limit_window_ms: int = Field(default=300_000, ge=1000)
     auth_rate_limit_max_requests: int = Field(default=30, ge=1)
+    rate_limit_route_groups: Annotated[dict[str, int], NoDecode, BeforeValidator(_read_groups)] = Field(
+        default_factory=lambda: {"export": 20}
+    )
+    """Further limits in the same window, by the part of the house: `export` is /v1/export."""
+    streams_per_user: int = Field(default=10, ge=1)
+    streams_per_process: int = Field(default=10_000, ge=1)
     trusted_proxy_hops: int = Field(default=0, ge=0, le=10)
     maintenance_mode: bool = False
     admin_user_ids: CommaSeparated = ()
 
     @model_validator(mode="after")
     def _one_purpose_a_secret(self) -> Self:
-        if self.service_token_secret.get_secret_value() == self.supabase_jwt_secret.get_secret_value():
+        if not self.supabase_url and (self.supabase_jwt_secret is None or self.auth_signing_keys is None):
+            raise ValueError("SUPABASE_JWT_SECRET and AUTH_SIGNING_KEYS are needed unless SUPABASE_URL is set")
+        if self.service_token_secret.get_secret_value() == self.jwt_secret:
             raise ValueError("SERVICE_TOKEN_SECRET and SUPABASE_JWT_SECRET are equal; each purpose has its own secret")
+        if self.next_public_supabase_anon_key.get_secret_value() == self.supabase_service_role_key.get_secret_value():
+            raise ValueError("NEXT_PUBLIC_SUPABASE_ANON_KEY and SUPABASE_SERVICE_ROLE_KEY are equal; one is public")
         if self.environment == "production" and "*" in self.cors_origins:
             raise ValueError("CORS_ORIGINS is *; name the frontend's origins in production")
         return self
 
     @property
     def issuer(self) -> str:
-        return f"{self.next_public_supabase_url.rstrip('/')}/auth/v1"
+        return f"{(self.supabase_url or self.next_public_supabase_url).rstrip('/')}/auth/v1"
+
+    @property
+    def jwt_secret(self) -> str:
+        """Empty where the project signs with keys alone."""
+        return self.supabase_jwt_secret.get_secret_value() if self.supabase_jwt_secret is not None else ""
 
     @property
     def allowed_origins(self) -> list[str]:

@@ -8,7 +8,7 @@ import structlog
 from libs.common.broker import Subscription
 from libs.common.database import Connection
 from libs.common.events.agents import RunFinished, RunProposed
-from libs.common.events.gateway import EntitlementsChanged, RunRequested, UserDeleted
+from libs.common.events.gateway import EntitlementsChanged, QuotaUsed, RunRequested, UserDeleted
 from libs.common.plans import Plans
 from services.metering import operations
 from services.metering.accounts import operations as accounts
@@ -54,6 +54,12 @@ async def on_run_proposed(event: RunProposed, conn: Connection, *, plans: Plans)
     await operations.answer_proposal(conn, plans, run_id=event.run_id, user_id=event.user_id, amounts=amounts)
 
 
+async def on_quota_used(event: QuotaUsed, conn: Connection, *, plans: Plans) -> None:
+    await operations.settle_hold(
+        conn, plans, hold_id=event.hold_id, user_id=event.user_id, used=event.amounts, attributes={}
+    )
+
+
 async def on_user_deleted(event: UserDeleted, conn: Connection) -> None:
     await accounts.erase_user(conn, user_id=event.user_id)
 
@@ -64,5 +70,6 @@ def subscriptions(plans: Plans) -> Sequence[Subscription]:
         Subscription(event=RunRequested, handler=partial(on_run_requested, plans=plans)),
         Subscription(event=RunFinished, handler=partial(on_run_finished, plans=plans)),
         Subscription(event=RunProposed, handler=partial(on_run_proposed, plans=plans)),
+        Subscription(event=QuotaUsed, handler=partial(on_quota_used, plans=plans)),
         Subscription(event=UserDeleted, handler=on_user_deleted),
     )

@@ -42,6 +42,12 @@ async def build(
         checks = [
             *backbone.checks(),
             Check(
+                name="users_at_limits",
+                probe=lambda: _check_limits(backbone.database),
+                runbook="usage-metrics",
+                warns_only=True,
+            ),
+            Check(
                 name="holds_expired_unswept_s",
                 probe=lambda: _check_overdue(backbone.database),
                 runbook="holds-not-swept",
@@ -73,3 +79,8 @@ async def _check_months(database: Database) -> Finding:
     async with database.transaction() as conn:
         ahead = await ledger.months_ahead(conn)
     return Finding(status="ok" if ahead >= MIN_MONTHS_AHEAD else "failed", value=ahead, threshold=MIN_MONTHS_AHEAD)
+
+
+async def _check_limits(database: Database) -> Finding:
+    async with database.transaction() as conn:
+        return at_most(await queries.count_users_at_limits(conn), 0)

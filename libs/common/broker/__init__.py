@@ -5,8 +5,9 @@ A connection that publishes is frozen by a memory or disk alarm, and would freez
 
 from libs.common.broker.consumer import Consumer, QueueState
 from libs.common.broker.lane import Handler, Subscription
+from libs.common.broker.parked import ParkedMessage, ParkedMessages
 from libs.common.broker.publisher import BrokerPublisher, BrokerUnavailable, open_publisher
-from libs.common.broker.topology import RETRY_DELAYS_S, parked_queue, queue_name
+from libs.common.broker.topology import RETRY_DELAYS_S, home_exchange, parked_queue, queue_name, retry_exchange
 
 __all__ = [
     "RETRY_DELAYS_S",
@@ -14,9 +15,13 @@ __all__ = [
     "BrokerUnavailable",
     "Consumer",
     "Handler",
+    "ParkedMessage",
+    "ParkedMessages",
     "QueueState",
     "Subscription",
+    "home_exchange",
     "open_publisher",
     "parked_queue",
     "queue_name",
+    "retry_exchange",
 ]

@@ -12,6 +12,7 @@ _ALL: Final[tuple[type[Event], ...]] = (
     gateway.UserDeleted,
     gateway.RunRequested,
     gateway.EntitlementsChanged,
+    gateway.QuotaUsed,
     billing.SubscriptionChanged,
     billing.PaymentFailed,
     billing.InvoicePaid,

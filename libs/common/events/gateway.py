@@ -51,3 +51,12 @@ class EntitlementsChanged(Event):
     stripe_customer_id: str | None = None
     period_start: datetime | None = None
     period_end: datetime | None = None
+
+
+class QuotaUsed(Event):
+    """Something other than a run used what was held for it: an export was handed out, a template was made."""
+
+    type: ClassVar[str] = "gateway.quota_used.v1"
+    hold_id: UUID
+    user_id: UUID
+    amounts: dict[str, int]

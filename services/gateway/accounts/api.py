@@ -3,10 +3,11 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Annotated, Any, Final
+from uuid import UUID
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Query
 from fastapi.responses import JSONResponse, Response
 
 from libs.common.clock import iso_millis
@@ -14,10 +15,16 @@ from libs.common.database import Database, DatabaseUnavailable
 from libs.common.errors import Invalid
 from services.gateway import sse
 from services.gateway.accounts import operations, queries
-from services.gateway.accounts.domain import ProfileChange, ProfileNotFound, user_channel
+from services.gateway.accounts.domain import (
+    Deletion,
+    ProfileChange,
+    ProfileNotFound,
+    require_confirmation,
+    user_channel,
+)
 from services.gateway.domain import Identity
 from services.gateway.feed import LiveFeed
-from services.gateway.sessions import CurrentIdentity, StandingCache, require_live_session
+from services.gateway.sessions import CurrentIdentity, LiveIdentity, StandingCache
 
 POLL_S: Final = 1.0
 PAGE: Final = 100
@@ -26,12 +33,21 @@ _CURSOR: Final = re.compile(r"\d{1,18}")
 
 class AccountRoutes:
     def __init__(
-        self, *, database: Database, standings: StandingCache, feed: LiveFeed, stopping: asyncio.Event
+        self,
+        *,
+        database: Database,
+        standings: StandingCache,
+        feed: LiveFeed,
+        slots: sse.StreamSlots,
+        stopping: asyncio.Event,
+        delete_elsewhere: Callable[[UUID], Awaitable[None]] | None,
     ) -> None:
         self._database = database
         self._standings = standings
         self._feed = feed
+        self._slots = slots
         self._stopping = stopping
+        self._delete_elsewhere = delete_elsewhere
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["account"])
@@ -53,9 +69,19 @@ class AccountRoutes:
             profile = await operations.change_profile(conn, user_id=identity.user_id, change=body)
         return {"email": identity.email, **profile}
 
-    async def delete_account(self, identity: CurrentIdentity) -> Response:
-        """Delete the account here at once; the other services erase theirs as the event reaches them."""
-        await require_live_session(self._database, identity)
+    async def delete_account(
+        self,
+        identity: LiveIdentity,
+        body: Deletion | None = None,
+        confirm: Annotated[str, Query(max_length=254)] = "",
+    ) -> Response:
+        """Delete the account here at once; the other services erase theirs as the event reaches them.
+
+        Needs a word of confirmation, in the body or the query: `confirm` is the account's e-mail address, or true.
+        """
+        require_confirmation(body.confirm if body is not None else confirm, email=identity.email)
+        if self._delete_elsewhere is not None:
+            await self._delete_elsewhere(identity.user_id)
         async with self._database.transaction() as conn:
             await operations.delete_account(conn, identity.user_id)
         self._standings.forget(identity.user_id)
@@ -71,7 +97,7 @@ class AccountRoutes:
         else:
             async with self._database.transaction() as conn:
                 after = await queries.latest_user_event(conn, identity.user_id)
-        return sse.stream(self._frames(identity, after))
+        return self._slots.stream(identity.user_id, self._frames(identity, after))
 
     async def _frames(self, identity: Identity, after: int) -> AsyncGenerator[bytes, None]:
         async with self._feed.listen(user_channel(identity.user_id)) as hints:
@@ -98,6 +124,7 @@ class AccountRoutes:
 
 async def _wait(hints: asyncio.Queue[bytes]) -> None:
     try:
-        await asyncio.wait_for(hints.get(), timeout=POLL_S)
+        async with asyncio.timeout(POLL_S):
+            await hints.get()
     except TimeoutError:
         return

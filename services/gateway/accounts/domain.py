@@ -6,7 +6,7 @@ from zoneinfo import available_timezones
 
 from pydantic import AfterValidator, Field
 
-from libs.common.errors import NotFound
+from libs.common.errors import Invalid, NotFound
 from libs.common.inputs import Input
 
 Line = Annotated[str, Field(max_length=200)]
@@ -38,6 +38,23 @@ class ProfileChange(Input):
 
     def changes(self) -> dict[str, Any]:
         return self.model_dump(exclude_none=True)
+
+
+class DeletionUnconfirmed(Invalid):
+    code = "gateway.deletion_unconfirmed"
+
+
+class Deletion(Input):
+    confirm: bool | Annotated[str, Field(max_length=254)] = False
+
+
+def require_confirmation(word: str | bool, *, email: str) -> None:  # noqa: FBT001 - a word, or plainly true
+    """Raises DeletionUnconfirmed: what cannot be taken back must be said twice."""
+    if str(word).strip().lower() in {"true", email.lower()} - {""}:
+        return
+    raise DeletionUnconfirmed(
+        'Deleting an account cannot be undone. Confirm with {"confirm": "<the account\'s e-mail address>"}, or true.'
+    )
 
 
 def user_channel(user_id: UUID) -> str:

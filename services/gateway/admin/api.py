@@ -1,24 +1,27 @@
-"""HTTP of admins: maintenance, usage reset, and how far an erasure has come."""
+"""HTTP of admins: maintenance, usage reset, webhook events, how the services are, how far an erasure has come."""
 
+import asyncio
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Final
 from uuid import UUID
 
 import orjson
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from pydantic import Field
 
 from libs.common.clock import iso_millis
 from libs.common.database import Database
-from libs.common.errors import NotFound
+from libs.common.errors import NotFound, Unavailable
 from libs.common.inputs import Input
 from services.gateway.accounts import queries as accounts
 from services.gateway.admin import queries
-from services.gateway.sessions import CurrentAdmin, require_live_session
-from services.gateway.switches import queries as switches
-from services.gateway.switches.domain import MAINTENANCE
+from services.gateway.domain import Identity
+from services.gateway.sessions import CurrentAdmin
+from services.gateway.switches import operations as switches
 from services.gateway.switches.state import Switches
-from services.gateway.upstreams import Upstream, pass_back
+from services.gateway.upstreams import Name, Upstream, pass_back
 
 _PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")
 """No dots: nothing that a client or a server could take for a way out of the routes for operators."""
@@ -32,11 +35,55 @@ class MaintenanceInput(Input):
     reason: Annotated[str, Field(max_length=500)] = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Act:
+    """One admin route that is a service's to answer. `action` names it in the audit log, if it changes anything."""
+
+    method: str
+    path: str
+    to: Name
+    internal: str
+    action: str = ""
+
+
+ACTS: Final = (
+    Act(method="GET", path="/webhook-events", to="billing", internal="/internal/admin/webhook-events"),
+    Act(
+        method="GET",
+        path="/webhook-events/{event_id}",
+        to="billing",
+        internal="/internal/admin/webhook-events/{event_id}",
+    ),
+    Act(
+        method="POST",
+        path="/webhook-events/replay",
+        to="billing",
+        internal="/internal/admin/webhook-events/replay",
+        action="webhook_events_replayed",
+    ),
+    Act(method="GET", path="/reconcile", to="billing", internal="/internal/admin/reconcile"),
+    Act(
+        method="POST",
+        path="/reconcile",
+        to="billing",
+        internal="/internal/admin/reconcile",
+        action="reconciliation_asked_for",
+    ),
+    Act(
+        method="POST",
+        path="/customers/link",
+        to="billing",
+        internal="/internal/admin/customers/link",
+        action="customer_linked",
+    ),
+)
+
+
 class AdminRoutes:
-    def __init__(self, *, database: Database, switches: Switches, metering: Upstream) -> None:
+    def __init__(self, *, database: Database, switches: Switches, upstreams: Mapping[Name, Upstream]) -> None:
         self._database = database
         self._switches = switches
-        self._metering = metering
+        self._upstreams = upstreams
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/v1/admin", tags=["admin"])
@@ -47,10 +94,18 @@ class AdminRoutes:
         )
         for method in ("GET", "POST", "PUT", "DELETE"):
             router.add_api_route(
-                "/metering/{path:path}", self.metering, methods=[method], name=f"metering_{method.lower()}",
+                "/metering/{path:path}",
+                self.metering,
+                methods=[method],
+                name=f"metering_{method.lower()}",
                 response_model=None,
-            )  # fmt: skip
+                include_in_schema=False,  # metering's README tells them
+            )
         router.add_api_route("/erasures/{user_id}", self.erasure, methods=["GET"])
+        router.add_api_route("/health", self.health, methods=["GET"])
+        for act in ACTS:
+            endpoint = self._with_event_id(act) if "{event_id}" in act.path else self._plain(act)
+            router.add_api_route(act.path, endpoint, methods=[act.method], response_model=None)
         return router
 
     async def close(
@@ -64,28 +119,23 @@ class AdminRoutes:
     async def _switch(
         self, request: Request, admin: CurrentAdmin, body: MaintenanceInput, *, is_on: bool
     ) -> dict[str, Any]:
-        await require_live_session(self._database, admin)
-        name = f"{MAINTENANCE}:{body.route_group}" if body.route_group else MAINTENANCE
-        expires_in_s = body.expires_in_s if is_on else None
-        state = {"name": name, "is_on": is_on, "expires_in_s": expires_in_s, "reason": body.reason}
         async with self._database.transaction() as conn:
-            await switches.upsert_switch(
-                conn, name=name, is_on=is_on, reason=body.reason, actor=str(admin.user_id), expires_in_s=expires_in_s
-            )
-            await queries.insert_audit(
+            state = await switches.set_maintenance(
                 conn,
-                actor=str(admin.user_id),
-                action="maintenance",
-                subject=name,
-                after=state,
+                actor=admin.user_id,
+                is_on=is_on,
+                route_group=body.route_group,
+                expires_in_s=body.expires_in_s,
+                reason=body.reason,
                 request_id=request.state.request_id,
             )
         await self._switches.refresh()
         return state
 
     async def reset_usage(self, user_id: UUID, request: Request, admin: CurrentAdmin) -> Response:
-        await require_live_session(self._database, admin)
-        response = await self._metering.call("POST", f"/internal/users/{user_id}/usage/reset", content=orjson.dumps({}))
+        response = await self._upstreams["metering"].call(
+            "POST", f"/internal/users/{user_id}/usage/reset", content=orjson.dumps({})
+        )
         if response.is_success:
             async with self._database.transaction() as conn:
                 await queries.insert_audit(
@@ -97,13 +147,58 @@ class AdminRoutes:
                 )
         return pass_back(response)
 
+    def _plain(self, act: Act) -> Any:
+        async def endpoint(request: Request, admin: CurrentAdmin) -> Response:
+            return await self._pass(act, act.internal, request, admin)
+
+        return endpoint
+
+    def _with_event_id(self, act: Act) -> Any:
+        async def endpoint(
+            event_id: Annotated[str, Path(pattern=r"^[A-Za-z0-9_]{1,255}$")], request: Request, admin: CurrentAdmin
+        ) -> Response:
+            return await self._pass(act, act.internal.replace("{event_id}", event_id), request, admin)
+
+        return endpoint
+
+    async def _pass(self, act: Act, path: str, request: Request, admin: Identity) -> Response:
+        """Ask as the gateway itself, which has decided that an admin asks; audit what is more than looking."""
+        body = await request.body()
+        response = await self._upstreams[act.to].call(
+            act.method,
+            path,
+            params=request.query_params.multi_items(),
+            content=body or None,
+            headers={"content-type": "application/json"} if body else {},
+        )
+        if response.is_success and act.method != "GET":
+            async with self._database.transaction() as conn:
+                await queries.insert_audit(
+                    conn,
+                    actor=str(admin.user_id),
+                    action=act.action,
+                    after={"asked": orjson.loads(body) if body else {}, "answer": response.json()},
+                    request_id=request.state.request_id,
+                )
+        return pass_back(response)
+
+    async def health(self, _admin: CurrentAdmin) -> dict[str, Any]:
+        """What every service says of itself: each dependency and invariant, parked messages among them."""
+        names = sorted(self._upstreams)
+        return dict(zip(names, await asyncio.gather(*(self._ask_health(name) for name in names)), strict=True))
+
+    async def _ask_health(self, name: Name) -> Any:
+        try:
+            return (await self._upstreams[name].call("GET", "/health/ready")).json()
+        except Unavailable as error:
+            return {"status": "failed", "failed": ["reachable"], "detail": error.detail, "checks": []}
+
     async def metering(self, path: str, request: Request, admin: CurrentAdmin) -> Response:
         """Metering's lists and repairs, as its README tells them; what changes something is audited."""
-        await require_live_session(self._database, admin)
         if not _PLAIN_PATH.fullmatch(path):
             raise NotFound("There is nothing here.")
         content_type = request.headers.get("content-type")
-        response = await self._metering.call(
+        response = await self._upstreams["metering"].call(
             request.method,
             f"/internal/admin/{path}",
             params=request.query_params.multi_items(),
@@ -121,9 +216,8 @@ class AdminRoutes:
                 )
         return pass_back(response)
 
-    async def erasure(self, user_id: UUID, admin: CurrentAdmin) -> dict[str, Any]:
+    async def erasure(self, user_id: UUID, _admin: CurrentAdmin) -> dict[str, Any]:
         """Which services have erased the user; complete when none is missing."""
-        await require_live_session(self._database, admin)
         async with self._database.transaction() as conn:
             row = await accounts.find_erasure(conn, user_id)
         if row is None:

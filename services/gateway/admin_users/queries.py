@@ -28,6 +28,22 @@ async def list_users(
     )
 
 
+async def find_user(conn: Connection, user_id: UUID) -> Record | None:
+    return await conn.fetchrow(
+        """
+        SELECT u.id, u.email, u.created_at, u.last_sign_in_at, u.email_confirmed_at, u.is_anonymous, u.banned_until,
+               u.raw_app_meta_data AS app_metadata, coalesce(u.banned_until > now(), false) AS is_banned, p.name,
+               p.subscription_tier, p.subscription_status, p.subscription_period_end, p.stripe_customer_id,
+               p.premium_features, p.entitlements_version,
+               (SELECT count(*) FROM auth.sessions s WHERE s.user_id = u.id) AS sessions,
+               (SELECT count(*) FROM gateway.api_keys k WHERE k.user_id = u.id) AS api_keys
+        FROM auth.users u JOIN public.user_profiles p ON p.user_id = u.id
+        WHERE u.id = $1 AND u.deleted_at IS NULL
+        """,
+        user_id,
+    )
+
+
 async def lock_user(conn: Connection, user_id: UUID) -> dict[str, Any] | None:
     """What an admin can change of the user. FOR UPDATE: what is audited as before is what the change met."""
     row = await conn.fetchrow(
@@ -79,15 +95,18 @@ async def set_banned(conn: Connection, *, user_id: UUID, is_banned: bool) -> Non
 
 
 async def list_audit(
-    conn: Connection, *, subject: str, before: tuple[datetime, UUID] | None, limit: int
+    conn: Connection, *, subject: str, actor: str, action: str, before: tuple[datetime, UUID] | None, limit: int
 ) -> list[Record]:
     return await conn.fetch(
         """
         SELECT id, at, actor, action, subject, before, after, request_id FROM gateway.audit_log
-        WHERE ($1 = '' OR subject = $1) AND ($2::timestamptz IS NULL OR (at, id) < ($2, $3::uuid))
-        ORDER BY at DESC, id DESC LIMIT $4
+        WHERE ($1 = '' OR subject = $1) AND ($2 = '' OR actor = $2) AND ($3 = '' OR action = $3)
+          AND ($4::timestamptz IS NULL OR (at, id) < ($4, $5::uuid))
+        ORDER BY at DESC, id DESC LIMIT $6
         """,
         subject,
+        actor,
+        action,
         *(before or (None, None)),
         limit,
     )

@@ -5,41 +5,33 @@ from uuid import UUID
 
 from libs.common.database import Connection, Record
 from libs.common.errors import Conflict
-from libs.common.ids import new_id
-from services.gateway.api_keys.domain import MAX_KEYS
+from services.gateway.api_keys.domain import MAX_KEYS, NewKey
 
 
 async def insert_key(
-    conn: Connection,
-    *,
-    user_id: UUID,
-    name: str,
-    scopes: list[str],
-    key_hash: bytes,
-    hint: str,
-    expires_in_s: int | None,
-) -> UUID:
+    conn: Connection, *, key_id: UUID, user_id: UUID, body: NewKey, key_hash: bytes, hint: str
+) -> None:
     """Raises Conflict when the user has as many keys as there may be."""
-    key_id = new_id()
     count = await conn.execute(
         """
         INSERT INTO gateway.api_keys (id, user_id, name, scopes, key_hash, hint, expires_at)
         SELECT $1, $2, $3, $4, $5, $6, now() + make_interval(secs => $7)
         WHERE (SELECT count(*) FROM gateway.api_keys
-               WHERE user_id = $2 AND (expires_at IS NULL OR expires_at > now())) < $8
+               WHERE user_id = $2 AND id <> $1 AND (expires_at IS NULL OR expires_at > now())) < $8
+        -- ON CONFLICT: the same request again, whose first answer was lost with its process, and the key with it
+        ON CONFLICT (id) DO UPDATE SET key_hash = excluded.key_hash, hint = excluded.hint
         """,
         key_id,
         user_id,
-        name,
-        scopes,
+        body.name,
+        body.scopes,
         key_hash,
         hint,
-        expires_in_s,
+        body.expires_in_s,
         MAX_KEYS,
     )
     if not count:
         raise Conflict(f"There are {MAX_KEYS} keys already; revoke one first.")
-    return key_id
 
 
 async def list_keys(conn: Connection, user_id: UUID) -> list[dict[str, Any]]:
@@ -56,7 +48,8 @@ async def list_keys(conn: Connection, user_id: UUID) -> list[dict[str, Any]]:
 async def find_key(conn: Connection, *, user_id: UUID, key_id: UUID) -> dict[str, Any] | None:
     row = await conn.fetchrow(
         """
-        SELECT id, name, scopes, hint, created_at, expires_at, last_used_at
+        SELECT id, name, scopes, hint, created_at, expires_at, last_used_at,
+               greatest(60, extract(epoch FROM expires_at - created_at))::int AS lifetime_s
         FROM gateway.api_keys WHERE user_id = $1 AND id = $2
         """,
         user_id,

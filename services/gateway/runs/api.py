@@ -4,7 +4,6 @@ import re
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-import orjson
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 
@@ -16,11 +15,12 @@ from services.gateway.domain import Identity
 from services.gateway.idempotency import operations as keys
 from services.gateway.idempotency import queries as key_queries
 from services.gateway.idempotency.operations import Claim
+from services.gateway.quotas import Quotas
 from services.gateway.runs import operations, queries
 from services.gateway.runs.domain import RunInput, RunNotFound, not_started_yet, token_bound
 from services.gateway.runs.streams import RunStreams
 from services.gateway.sessions import CurrentIdentity
-from services.gateway.upstreams import Upstream, UpstreamUnavailable, pass_back
+from services.gateway.upstreams import Upstream, pass_back
 
 MAX_WAIT_S: Final = 60
 _WAIT: Final = re.compile(r"(?:^|[,;\s])wait=(\d{1,4})")
@@ -30,13 +30,13 @@ IdempotencyKey = Annotated[str | None, Header()]
 
 class RunRoutes:
     def __init__(
-        self, *, database: Database, metering: Upstream, agents: Upstream, streams: RunStreams, upgrade_url: str
+        self, *, database: Database, quotas: Quotas, agents: Upstream, streams: RunStreams, slots: sse.StreamSlots
     ) -> None:
         self._database = database
-        self._metering = metering
+        self._quotas = quotas
         self._agents = agents
         self._streams = streams
-        self._upgrade_url = upgrade_url
+        self._slots = slots
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["runs"])
@@ -58,7 +58,8 @@ class RunRoutes:
         if claim.replay is not None:
             return Response(claim.replay, claim.replay_status, media_type="application/json")
         try:
-            refusal = await self._hold(identity, claim.resource_id, body)
+            amounts = {"runs": 1, "tokens": token_bound(body)}
+            refusal = await self._quotas.hold(identity, claim.resource_id, amounts)
         except Unavailable:
             await self._give_back(identity, idempotency_key)
             raise
@@ -79,20 +80,6 @@ class RunRoutes:
         request_hash = keys.hash_request("POST", "/v1/runs", await request.body())
         async with self._database.transaction() as conn:
             return await keys.claim_key(conn, user_id=identity.user_id, key=key, request_hash=request_hash)
-
-    async def _hold(self, identity: Identity, run_id: UUID, body: RunInput) -> Response | None:
-        """Ask metering for the hold; None if it was granted, else the refusal to pass on."""
-        ask = orjson.dumps({"hold_id": str(run_id), "amounts": {"runs": 1, "tokens": token_bound(body)}})
-        response = await self._metering.call(
-            "POST", "/internal/holds", identity=identity, content=ask, headers={"content-type": "application/json"}
-        )
-        if response.is_success:
-            return None
-        if response.status_code != 429:  # noqa: PLR2004
-            raise UpstreamUnavailable("The metering service did not decide.", retry_after_s=2)
-        refusal = {**response.json(), "upgrade_url": self._upgrade_url}
-        headers = {"Retry-After": response.headers.get("retry-after", "60")}
-        return Response(orjson.dumps(refusal), 429, headers, media_type="application/problem+json")
 
     async def _give_back(self, identity: Identity, key: str | None) -> None:
         """Let the same request be tried again at once, under the same id: a hold it may have got is found again."""
@@ -134,7 +121,7 @@ class RunRoutes:
         """Stream from `Last-Event-ID` (or `?after=`) on; from the start without either."""
         start = _sequence_number(last_event_id) if last_event_id is not None else max(after or 0, 0)
         await self._streams.require_run(identity, run_id)
-        return sse.stream(self._streams.frames(identity, run_id, after=start))
+        return self._slots.stream(identity.user_id, self._streams.frames(identity, run_id, after=start))
 
 
 def _sequence_number(last_event_id: str) -> int:

@@ -1,5 +1,7 @@
 """SQL of the switches."""
 
+from typing import Any
+
 from libs.common.database import Connection
 from services.gateway.switches.domain import SwitchView
 
@@ -12,6 +14,18 @@ async def read_switches(conn: Connection) -> dict[str, SwitchView]:
         """
     )
     return {row["name"]: SwitchView(is_on=row["is_on"], expires_in_s=row["expires_in_s"]) for row in rows}
+
+
+async def lock_switch(conn: Connection, name: str) -> dict[str, Any] | None:
+    """What is set now. FOR UPDATE: what is audited as before is what the change met."""
+    row = await conn.fetchrow(
+        """
+        SELECT is_on, reason, set_by, set_at::text, expires_at::text
+        FROM gateway.switches WHERE name = $1 FOR UPDATE
+        """,
+        name,
+    )
+    return dict(row) if row is not None else None
 
 
 async def upsert_switch(

@@ -1,0 +1,1 @@
+"""Who was limited, by what and where: counted by the hour, for operators to read."""

@@ -1,0 +1,42 @@
+"""Quota at metering: held before something is made, given back if it was not. Nothing is decided here."""
+
+from collections.abc import Mapping
+from typing import Final
+from uuid import UUID
+
+import orjson
+import structlog
+from fastapi import Response
+
+from libs.common.errors import Unavailable
+from services.gateway.domain import Identity
+from services.gateway.upstreams import Upstream, UpstreamUnavailable
+
+log = structlog.get_logger(__name__)
+
+_JSON: Final = {"content-type": "application/json"}
+
+
+class Quotas:
+    def __init__(self, metering: Upstream, *, upgrade_url: str) -> None:
+        self._metering = metering
+        self._upgrade_url = upgrade_url
+
+    async def hold(self, identity: Identity, hold_id: UUID, amounts: Mapping[str, int]) -> Response | None:
+        """None if it was granted, else the refusal to pass on. Asking again with the id is safe."""
+        ask = orjson.dumps({"hold_id": str(hold_id), "amounts": dict(amounts)})
+        response = await self._metering.call("POST", "/internal/holds", identity=identity, content=ask, headers=_JSON)
+        if response.is_success:
+            return None
+        if response.status_code != 429:  # noqa: PLR2004
+            raise UpstreamUnavailable("The metering service did not decide.", retry_after_s=2)
+        refusal = {**response.json(), "upgrade_url": self._upgrade_url}
+        headers = {"Retry-After": response.headers.get("retry-after", "60")}
+        return Response(orjson.dumps(refusal), 429, headers, media_type="application/problem+json")
+
+    async def release(self, identity: Identity, hold_id: UUID) -> None:
+        """Give back what was not used. If this fails, too, metering sweeps it."""
+        try:
+            await self._metering.call("DELETE", f"/internal/holds/{hold_id}", identity=identity)
+        except Unavailable as error:
+            log.info("hold_left_to_the_sweeper", hold_id=str(hold_id), error=error.code)
