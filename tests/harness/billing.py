@@ -19,7 +19,6 @@ from tests.harness.patience import eventually
 from tests.harness.services import Place, RunningService, run_service, service_headers
 from tests.harness.stripe_emulator import SECRET_KEY, StripeEmulator, free_port, new_webhook_secret, stripe_emulator
 
-
 PATIENCE_S: Final = 60
 """A machine that does much else may take a while; a test that passes does not wait for it."""
 
