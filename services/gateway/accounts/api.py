@@ -103,8 +103,9 @@ class AccountRoutes:
         return self._slots.stream(identity.user_id, self._frames(identity, after))
 
     async def _frames(self, identity: Identity, after: int) -> AsyncGenerator[bytes, None]:
-        async with self._feed.listen(user_channel(identity.user_id)) as hints:
-            with self._heads.watch(identity.user_id, hints, seen=after):
+        bell = sse.Bell()
+        async with self._feed.ring(user_channel(identity.user_id), bell):
+            with self._heads.watch(identity.user_id, bell, seen=after):
                 yield sse.HEARTBEAT
                 quiet_since = time.monotonic()
                 is_behind = True
@@ -119,7 +120,7 @@ class AccountRoutes:
                         quiet_since = time.monotonic()
                         yield sse.HEARTBEAT
                     if rows is None or len(rows) < PAGE:
-                        is_behind = await _hinted(hints) or rows is None
+                        is_behind = await bell.wait(PAUSE_S) or rows is None
 
     async def _new_events(self, identity: Identity, after: int) -> list[dict[str, Any]] | None:
         """None while the database is away: an open stream waits for it instead of breaking."""
@@ -128,14 +129,3 @@ class AccountRoutes:
                 return await queries.list_user_events(conn, user_id=identity.user_id, after=after, limit=PAGE)
         except DatabaseUnavailable:
             return None
-
-
-async def _hinted(hints: asyncio.Queue[bytes]) -> bool:
-    """Whether there may be something new; looks up now and then for heartbeats and the end."""
-    try:
-        await asyncio.wait_for(hints.get(), timeout=PAUSE_S)
-    except TimeoutError:
-        return False
-    while not hints.empty():  # any number of hints is one look
-        hints.get_nowait()
-    return True

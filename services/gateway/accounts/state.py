@@ -8,30 +8,31 @@ from uuid import UUID
 
 from libs.common.database import Database, DatabaseUnavailable
 from services.gateway.accounts import queries
+from services.gateway.sse import Bell
 
 LOOK_EVERY_S: Final = 1.0
 """The net below the hints from Redis: an event is told this late if its hint was lost."""
 
 
 class HeadWatch:
-    """Puts a hint into the queues of streams whose user has newer events. Five thousand streams cost one statement."""
+    """Rings at the streams whose user has newer events. Five thousand streams cost one statement."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._watched: dict[UUID, set[asyncio.Queue[bytes]]] = {}
+        self._watched: dict[UUID, set[Bell]] = {}
         self._seen: dict[UUID, int] = {}
 
     @contextmanager
-    def watch(self, user_id: UUID, hints: asyncio.Queue[bytes], *, seen: int) -> Generator[None, None, None]:
-        queues = self._watched.setdefault(user_id, set())
-        queues.add(hints)
+    def watch(self, user_id: UUID, bell: Bell, *, seen: int) -> Generator[None, None, None]:
+        bells = self._watched.setdefault(user_id, set())
+        bells.add(bell)
         # The stream that has seen least decides: one hint too many costs a look, one too few an event.
         self._seen[user_id] = min(self._seen.get(user_id, seen), seen)
         try:
             yield
         finally:
-            queues.discard(hints)
-            if not queues and self._watched.get(user_id) is queues:
+            bells.discard(bell)
+            if not bells and self._watched.get(user_id) is bells:
                 del self._watched[user_id], self._seen[user_id]
 
     async def run(self) -> None:
@@ -50,6 +51,5 @@ class HeadWatch:
         for user_id, last in heads.items():
             if last > self._seen.get(user_id, last):
                 self._seen[user_id] = last
-                for queue in self._watched.get(user_id, ()):
-                    if not queue.full():
-                        queue.put_nowait(b"1")
+                for bell in self._watched.get(user_id, ()):
+                    bell.put_nowait(b"1")

@@ -68,7 +68,9 @@ class Endless:
             self.has_ended.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})
         await self._slots.stream(UUID(int=1), self.frames())(scope, receive, send)
+        await sse.run_detached(scope, receive, send)
 
 
 async def _nothing() -> None:
