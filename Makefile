@@ -11,7 +11,7 @@ T = tests --ignore=tests/faults
 WORKERS = 2
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs env migrate demo test contracts check lint format types clean
+.PHONY: help up down status logs env migrate release rollback doctor demo test smoke faults contracts check lint format types audit sbom clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
@@ -34,6 +34,15 @@ env: $(ENVIRONMENT_IS_CURRENT) ## Print the running stack's addresses and keys: 
 migrate: $(ENVIRONMENT_IS_CURRENT) ## Apply pending migrations to the running stack's database
 	@$(STACK) migrate
 
+release: $(ENVIRONMENT_IS_CURRENT) ## On Compose: move to the images of a tag without losing a request: make release TAG=2026-11-27
+	@$(STACK) release
+
+rollback: $(ENVIRONMENT_IS_CURRENT) ## On Compose: back to the tag before
+	@$(STACK) rollback
+
+doctor: $(ENVIRONMENT_IS_CURRENT) ## Look at everything; name what is ill and the runbook's section. More: scripts/venture --help
+	@scripts/venture doctor
+
 demo: $(ENVIRONMENT_IS_CURRENT) ## Walk through the product on the running stack
 	@$(PYTHON) -m ops.demo
 
@@ -42,11 +51,17 @@ demo: $(ENVIRONMENT_IS_CURRENT) ## Walk through the product on the running stack
 test: $(ENVIRONMENT_IS_CURRENT) ## Run the tests, with servers of their own; one part: make test T=tests/unit WORKERS=0
 	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(T)
 
+smoke: $(ENVIRONMENT_IS_CURRENT) ## The fault tests that are short enough for every commit
+	@$(PYTHON) -m pytest tests/faults -m smoke
+
+faults: $(ENVIRONMENT_IS_CURRENT) ## All fault tests, with what they measured: kills, freezes, cuts, floods (half an hour)
+	@$(PYTHON) -m pytest tests/faults -rA
+
 contracts: $(ENVIRONMENT_IS_CURRENT) ## Write the contracts of events and API anew from the code; review what changed
 	@$(PYTHON) -m tests.contracts.snapshots --write
 	@$(PYTHON) -m tests.contracts.documents --write
 
-check: lint types test ## Everything that CI runs
+check: lint types test smoke ## Everything that CI runs
 
 lint: $(ENVIRONMENT_IS_CURRENT) ## Check style, layering, house rules and the lock file
 	@.venv/bin/ruff format --check .
@@ -61,6 +76,12 @@ format: $(ENVIRONMENT_IS_CURRENT) ## Format the code and mend what can be mended
 
 types: $(ENVIRONMENT_IS_CURRENT) ## Check the types
 	@.venv/bin/basedpyright
+
+audit: $(ENVIRONMENT_IS_CURRENT) ## Look up known vulnerabilities and secrets in the history; needs PyPI
+	@sh scripts/audit.sh
+
+sbom: $(ENVIRONMENT_IS_CURRENT) ## Write the bill of materials of the images (CycloneDX)
+	@sh scripts/sbom.sh
 
 clean: $(ENVIRONMENT_IS_CURRENT) ## Stop everything and remove its data; .env and .venv stay
 	@$(STACK) wipe

@@ -348,6 +348,24 @@ CREATE TABLE gateway.audit_log (
 CREATE INDEX audit_log_at ON gateway.audit_log (at DESC);
 CREATE INDEX audit_log_subject ON gateway.audit_log (subject, at DESC);
 
+-- What the console's charts and strips are drawn from, kept for a week. Replicas add to the same minute; one of them
+-- looks at everybody's health in each slot of 15 s. `buckets` counts answers by duration.
+CREATE TABLE gateway.traffic_minutes (
+    minute timestamptz PRIMARY KEY,
+    requests bigint NOT NULL,
+    errors bigint NOT NULL,
+    attempts bigint NOT NULL,
+    failures bigint NOT NULL,
+    buckets bigint[] NOT NULL
+) WITH (fillfactor = 50);
+CREATE TABLE gateway.health_samples (
+    slot bigint PRIMARY KEY,
+    at timestamptz NOT NULL DEFAULT now(),
+    statuses jsonb NOT NULL DEFAULT '{}'
+);
+GRANT SELECT, INSERT, UPDATE, DELETE ON gateway.traffic_minutes, gateway.health_samples TO venture_gateway;
+GRANT SELECT ON gateway.traffic_minutes, gateway.health_samples TO venture_operator;
+
 -- Who was refused by which rate limit, in which part of the house: counted by the hour, kept for a week.
 CREATE TABLE gateway.limited_requests (
     hour timestamptz NOT NULL,
@@ -409,5 +427,15 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON gateway.idempotency_keys, gateway.switch
 GRANT SELECT, INSERT, UPDATE ON gateway.erasures TO venture_gateway;
 GRANT SELECT, INSERT ON gateway.audit_log TO venture_gateway, venture_operator;  -- append-only by grant
 GRANT SELECT ON gateway.erasures, gateway.switches TO venture_operator;
+-- Maintenance must also be possible while no gateway answers.
+GRANT INSERT, UPDATE ON gateway.switches TO venture_operator;
+
+ALTER TABLE gateway.erasures ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE gateway.switches ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE gateway.audit_log ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+CREATE POLICY erasures_gateway ON gateway.erasures TO venture_gateway, venture_owner USING (true) WITH CHECK (true);
+CREATE POLICY erasures_operator ON gateway.erasures FOR SELECT TO venture_operator USING (true);
+CREATE POLICY switches_all ON gateway.switches TO venture_gateway, venture_operator USING (true) WITH CHECK (true);
+CREATE POLICY audit_log_all ON gateway.audit_log TO venture_gateway, venture_operator USING (true) WITH CHECK (true);
 
 RESET ROLE;

@@ -128,6 +128,32 @@ CREATE TABLE billing.checkouts (
 );
 CREATE INDEX checkouts_user_id ON billing.checkouts (user_id, created_at DESC);
 
+-- Settled usage of plans billed by use, on its way to Stripe's meters. The row is our own memory of what was reported:
+-- Stripe's, by `identifier`, lasts a day. `tried_at` is when it was sent first.
+CREATE TABLE billing.usage_reports (
+    hold_id uuid NOT NULL,
+    metric text NOT NULL,
+    user_id uuid NOT NULL,
+    stripe_customer_id text NOT NULL,
+    meter text NOT NULL,
+    identifier text NOT NULL UNIQUE,
+    value bigint NOT NULL CHECK (value > 0),
+    used_at timestamptz NOT NULL,
+    state text NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'sent', 'refused')),
+    due_at timestamptz NOT NULL DEFAULT now(),
+    lease uuid,
+    leased_until timestamptz NOT NULL DEFAULT '-infinity',
+    attempts integer NOT NULL DEFAULT 0,
+    tried_at timestamptz,
+    settled_at timestamptz,
+    last_error text,
+    PRIMARY KEY (hold_id, metric)
+);
+CREATE INDEX usage_reports_due ON billing.usage_reports (due_at) WHERE state = 'waiting';
+CREATE INDEX usage_reports_refused ON billing.usage_reports (used_at) WHERE state = 'refused';
+CREATE INDEX usage_reports_customer ON billing.usage_reports (stripe_customer_id, meter, used_at);
+CREATE INDEX usage_reports_user_id ON billing.usage_reports (user_id);
+
 -- Deleted users. `erased_at`: our rows are gone and it was told; `stripe_done_at`: Stripe's are, too. The row stays as the
 -- memory that the customers' late events are nobody's.
 CREATE TABLE billing.erasures (
@@ -186,7 +212,7 @@ DECLARE
     name text;
 BEGIN
     FOREACH name IN ARRAY ARRAY['customers', 'accounts', 'subscriptions', 'invoices', 'stripe_events', 'refreshes',
-                                'checkouts', 'erasures', 'reconciliations', 'drift', 'profiles'] LOOP
+                                'checkouts', 'usage_reports', 'erasures', 'reconciliations', 'drift', 'profiles'] LOOP
         EXECUTE format('ALTER TABLE billing.%I ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY', name);
         EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON billing.%I TO venture_billing', name);
         EXECUTE format('GRANT SELECT ON billing.%I TO venture_operator', name);
@@ -196,7 +222,8 @@ BEGIN
             name || '_operator', name);
     END LOOP;
     -- What belongs to one user: the user reads the own rows, admins read all.
-    FOREACH name IN ARRAY ARRAY['customers', 'accounts', 'subscriptions', 'invoices', 'checkouts'] LOOP
+    FOREACH name IN ARRAY ARRAY['customers', 'accounts', 'subscriptions', 'invoices', 'checkouts',
+                                'usage_reports'] LOOP
         EXECUTE format('GRANT SELECT ON billing.%I TO authenticated, service_role', name);
         EXECUTE format('CREATE POLICY %I ON billing.%I FOR SELECT TO authenticated '
             'USING (user_id = auth.uid() OR public.is_admin())', name || '_read', name);

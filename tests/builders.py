@@ -8,8 +8,11 @@ from uuid import UUID
 
 from libs.common.events import Event
 from libs.common.ids import new_id
+from libs.common.plans import Metered, Plans, load_plans
 
 EventT = TypeVar("EventT", bound=Event)
+
+METER: Final = "tokens_used"
 
 # What makes sense under a field's name, in whichever event it stands.
 _BY_NAME: Final[Mapping[str, Any]] = MappingProxyType(
@@ -20,7 +23,7 @@ _BY_NAME: Final[Mapping[str, Any]] = MappingProxyType(
         "currency": "usd",
         "agent_type": "suggestion",
         "task": "Plan the launch of our invoice reminder for small agencies.",
-        "amounts": {"runs": 1},
+        "amounts": {"runs": 1, "tokens": 900},
         "profile": {"name": "Ada"},
         "vibe": {"playfulness": 70},
         "version": 2,
@@ -58,3 +61,10 @@ def _example(name: str, annotation: Any) -> Any:
     if kind not in _BY_TYPE:
         raise TypeError(f"no example for the field {name} of type {annotation}: add one here")
     return _BY_TYPE[kind]
+
+
+def metered_plans() -> Plans:
+    """Those we ship, with tokens of the pro plan charged by use."""
+    plans = load_plans()
+    metered = {"tokens": Metered(meter=METER, stripe_lookup_key="pro_tokens")}
+    return Plans(tiers={**plans.tiers, "pro": plans.tiers["pro"].model_copy(update={"metered": metered})})

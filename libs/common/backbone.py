@@ -2,23 +2,29 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from libs.common import database as db
 from libs.common import outbox
-from libs.common.broker import BrokerPublisher, Consumer, Subscription, open_publisher
+from libs.common.broker import BrokerPublisher, Consumer, ParkedMessages, Subscription, open_publisher
 from libs.common.clock import Clock
 from libs.common.database import Database
-from libs.common.health import Check, Finding, at_most, health_router
+from libs.common.health import Check, Finding, at_most, export_checks, health_router
 from libs.common.http import Edge, ServiceAuth, create_app
+from libs.common.parked_api import ParkedRoutes
 from libs.common.process import Loop
 from libs.common.settings import CommonSettings
+from libs.common.traffic import Traffic
 
-MAX_OUTBOX_AGE_S = 30
-MAX_PARKED = 0
+MAX_OUTBOX_AGE_S: Final = 30
+MAX_PARKED: Final = 0
+MAX_ERRORS_PERCENT: Final = 5
+MAX_P95_MS: Final = 2000
+_FAULT: Final = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,13 +36,16 @@ class Backbone:
     clock: Clock
     database: Database
     publisher: BrokerPublisher
+    parked: ParkedMessages
     consumer: Consumer
     relay: outbox.Relay
     sweeper: outbox.Sweeper
+    traffic: Traffic = field(default_factory=Traffic)
+    _exported: list[Check] = field(default_factory=list[Check])
 
     @property
     def common_loops(self) -> Sequence[Loop]:
-        return (self.relay.run,)
+        return (self.relay.run, self._export_checks)
 
     @property
     def worker_loops(self) -> Sequence[Loop]:
@@ -49,6 +58,8 @@ class Backbone:
             Check(name="outbox_oldest_unsent_s", probe=self._check_outbox, runbook="events-not-flowing"),
             Check(name="queues_with_consumer", probe=self._check_consumers, runbook="events-not-flowing"),
             Check(name="parked_messages", probe=self._check_parked, runbook="parked-messages"),
+            Check(name="errors_percent", probe=self._check_errors, runbook="error-rates", warns_only=True),
+            Check(name="answer_p95_ms", probe=self._check_p95, runbook="api-response-times", warns_only=True),
         ]
 
     def health_app(self, checks: Sequence[Check]) -> ASGIApp:
@@ -56,6 +67,7 @@ class Backbone:
         return self.edge(self.new_app(checks))
 
     def new_app(self, checks: Sequence[Check], *, openapi_url: str | None = None) -> FastAPI:
+        self._exported[:] = checks
         app = create_app(
             title=f"Venture Companion {self.service}", version=self.settings.service_version, openapi_url=openapi_url
         )
@@ -67,12 +79,27 @@ class Backbone:
                 checks=checks,
             )
         )
+        app.include_router(ParkedRoutes(self.parked, self.consumer.queues).router())
         return app
 
     def edge(self, app: ASGIApp) -> ASGIApp:
         """Wrap an application: service tokens on `/internal`, then request ids, traces, metrics and body bounds."""
         secret = self.settings.service_token_secret.get_secret_value()
-        return Edge(ServiceAuth(app, secret=secret, audience=self.service), service=self.service)
+        return Edge(ServiceAuth(app, secret=secret, audience=self.service), service=self.service, traffic=self.traffic)
+
+    async def _export_checks(self) -> None:
+        await export_checks(self._exported, service=self.service)
+
+    async def _check_errors(self) -> Finding:
+        """A 503 is a refusal in good order, and counts all the same: the share tells what people meet."""
+        return self.traffic.share_percent(
+            of=lambda _, status: status >= _FAULT,
+            among=lambda route, _: not route.startswith("/health"),
+            at_most_percent=MAX_ERRORS_PERCENT,
+        )
+
+    async def _check_p95(self) -> Finding:
+        return self.traffic.p95_ms(at_most_ms=MAX_P95_MS)
 
     async def _check_database(self) -> Finding:
         await self.database.ping()
@@ -113,6 +140,7 @@ async def open_backbone(
             clock=clock,
             database=database,
             publisher=publisher,
+            parked=ParkedMessages(amqp_url, publisher=publisher, name=service),
             consumer=Consumer(
                 amqp_url, service=service, subscriptions=subscriptions, database=database, publisher=publisher
             ),

@@ -11,10 +11,12 @@ from typing import Any, Final, Literal
 from fastapi import APIRouter, Response
 
 from libs.common.clock import Clock, iso_millis
+from libs.common.telemetry import CHECK_OK, CHECK_VALUE
 
 CHECK_TIMEOUT_S: Final = 3.0
+EXPORT_INTERVAL_S: Final = 10.0
 
-Status = Literal["ok", "failed", "disabled"]
+Status = Literal["ok", "failed", "warning", "disabled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +30,16 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that must hold. `runbook` is the anchor of the section in docs/RUNBOOK.md."""
+    """One thing that must hold. `runbook` is the anchor of the section in docs/RUNBOOK.md.
+
+    One that only warns is for people: taking the process out of service would help nobody, or would let any client
+    do it, by failing to sign in for example.
+    """
 
     name: str
     probe: Callable[[], Awaitable[Finding]]
     runbook: str
+    warns_only: bool = False
 
 
 def at_most(value: float, threshold: float) -> Finding:
@@ -49,13 +56,24 @@ async def _run(check: Check) -> dict[str, Any]:
             finding = await check.probe()
     except Exception as error:  # noqa: BLE001 - an edge: a probe that cannot answer is the answer
         finding = Finding(status="failed", value=type(error).__name__)
+    status: Status = "warning" if check.warns_only and finding.status == "failed" else finding.status
     return {
         "name": check.name,
-        "status": finding.status,
+        "status": status,
         "value": finding.value,
         "threshold": finding.threshold,
         "runbook": check.runbook,
     }
+
+
+async def export_checks(checks: Sequence[Check], *, service: str) -> None:
+    """For ever: what `/health/ready` would say, as metrics, so that an alert and a person see the same thing."""
+    while True:
+        await asyncio.sleep(EXPORT_INTERVAL_S)
+        for finding in await run_checks(checks):
+            CHECK_OK.labels(service, finding["name"]).set(finding["status"] in {"ok", "disabled"})
+            if isinstance(finding["value"], int | float):
+                CHECK_VALUE.labels(service, finding["name"]).set(finding["value"])
 
 
 def health_router(*, environment: str, version: str, clock: Clock, checks: Sequence[Check]) -> APIRouter:
@@ -72,7 +90,7 @@ def health_router(*, environment: str, version: str, clock: Clock, checks: Seque
 
     @router.get("/health/ready")
     async def ready(response: Response) -> dict[str, Any]:
-        """Every dependency and invariant; 503 when one fails. `disabled` is a choice, not a failure."""
+        """Every dependency and invariant; 503 when one fails; `disabled` and `warning` are no failures."""
         findings = await run_checks(checks)
         failed = [finding["name"] for finding in findings if finding["status"] == "failed"]
         if failed:

@@ -20,6 +20,7 @@ from libs.common.errors import BadRequest, Invalid, TooLarge, Unauthenticated, V
 from libs.common.ids import new_id
 from libs.common.service_tokens import Caller
 from libs.common.telemetry import REQUESTS, current_trace_id, span
+from libs.common.traffic import Traffic
 
 log = structlog.get_logger(__name__)
 
@@ -121,9 +122,12 @@ async def _on_unexpected(_request: Request, _error: Exception) -> Response:
 class Edge:
     """Pure ASGI, outermost: gives each request an id and a span, bounds its body, and accounts for its answer."""
 
-    def __init__(self, app: ASGIApp, *, service: str, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+    def __init__(
+        self, app: ASGIApp, *, service: str, max_body_bytes: int = MAX_BODY_BYTES, traffic: Traffic | None = None
+    ) -> None:
         self._app = app
         self._service = service
+        self._traffic = traffic or Traffic()
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -149,7 +153,7 @@ class Edge:
                 elapsed_s = time.perf_counter() - started
                 current.update_name(f"{scope['method']} {route}")
                 current.set_attribute("http.response.status_code", exchange.status)
-                REQUESTS.labels(self._service, route, scope["method"], str(exchange.status)).observe(elapsed_s)
+                self._account(route, scope["method"], exchange, began_s=exchange.answered_at - started, headers=headers)
                 log.info(
                     "request",
                     method=scope["method"],
@@ -158,6 +162,14 @@ class Edge:
                     duration_ms=round(elapsed_s * 1000, 2),
                     request_id=request_id.decode(),
                 )
+
+    def _account(
+        self, route: str, method: str, exchange: "_Exchange", *, began_s: float, headers: Mapping[bytes, bytes]
+    ) -> None:
+        is_patient = b"prefer" in headers
+        named = f"{route} wait" if is_patient else route
+        REQUESTS.labels(self._service, named, method, str(exchange.status)).observe(began_s)
+        self._traffic.record(route=route, status=exchange.status, elapsed_s=began_s, is_patient=is_patient)
 
     async def _run(self, scope: Scope, receive: Receive, exchange: "_Exchange", headers: Mapping[bytes, bytes]) -> None:
         try:
@@ -184,10 +196,17 @@ class _Exchange:
         self._request_id = request_id
         self.status = 500
         self.started = False
+        self._answered_at: float | None = None
+
+    @property
+    def answered_at(self) -> float:
+        """When the answer began: a stream may go on for hours after that."""
+        return self._answered_at or time.perf_counter()
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
+            self._answered_at = time.perf_counter()
             self.status = message["status"]
             present = {name.lower() for name, _ in message["headers"]}
             message["headers"] = [

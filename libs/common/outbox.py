@@ -5,6 +5,7 @@ there is no cursor over ids (a slow transaction's row would be skipped for ever)
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Protocol
@@ -15,8 +16,9 @@ import structlog
 
 from libs.common.clock import iso_millis
 from libs.common.database import Connection, Database, DatabaseUnavailable
-from libs.common.events import Event
-from libs.common.telemetry import current_traceparent
+from libs.common.events import CATALOGUE, Event
+from libs.common.telemetry import EVENT_SUMS, EVENTS, current_traceparent
+from libs.common.waiting import woken
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +68,11 @@ async def add(conn: Connection, *events: Event) -> None:
     if not events:
         return
     traceparent = current_traceparent()
+    await add_traced(conn, [(event, traceparent) for event in events])
+
+
+async def add_traced(conn: Connection, events: Sequence[tuple[Event, str | None]]) -> None:
+    """The same for events of several traces at once, each with its own traceparent."""
     await conn.execute(
         """
         INSERT INTO outbox (id, type, subject, data, traceparent)
@@ -73,11 +80,11 @@ async def add(conn: Connection, *events: Event) -> None:
         FROM unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::text[])
             AS event(id, type, subject, data, traceparent)
         """,
-        [event.event_id for event in events],
-        [event.type for event in events],
-        [event.subject for event in events],
-        [event.model_dump(mode="json") for event in events],
-        [traceparent] * len(events),
+        [event.event_id for event, _ in events],
+        [event.type for event, _ in events],
+        [event.subject for event, _ in events],
+        [event.model_dump(mode="json") for event, _ in events],
+        [traceparent for _, traceparent in events],
     )
     conn.wrote_outbox = True
 
@@ -155,7 +162,7 @@ class Relay:
                 await self._database.wait_until_up()
                 continue
             if sent < BATCH_SIZE:
-                await self._sleep_until_woken()
+                await woken(self._database.outbox_written, within_s=POLL_INTERVAL_S)
 
     async def run_once(self) -> int:
         """Send one batch; return how many rows were claimed. Rows that fail are given back, the others are marked."""
@@ -185,13 +192,15 @@ class Relay:
             )
         except Exception as error:  # noqa: BLE001 - an edge: whatever the broker did, the row keeps the reason and stays
             return f"{type(error).__name__}: {error}"[:500]
+        _count(row)
         return None
 
-    async def _sleep_until_woken(self) -> None:
-        try:
-            await asyncio.wait_for(self._database.outbox_written.wait(), timeout=POLL_INTERVAL_S)
-        except TimeoutError:
-            return
+
+def _count(row: OutboxRow) -> None:
+    """Business facts become metrics where they leave, whichever service they are of."""
+    EVENTS.labels(row.type, row.data.get("outcome", "")).inc()
+    for name in CATALOGUE[row.type].measures if row.type in CATALOGUE else ():
+        EVENT_SUMS.labels(row.type, name).inc(max(0, row.data.get(name) or 0))
 
 
 class Sweeper:

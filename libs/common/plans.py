@@ -10,6 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field
 DEFAULT_PATH: Final = Path(__file__).parents[2] / "config" / "plans.toml"
 
 
+class Metered(BaseModel):
+    """A metric that is billed by use: the event name of Stripe's meter, and the lookup key of the price per unit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    meter: str = Field(min_length=1, max_length=100)
+    stripe_lookup_key: str
+
+
 class Tier(BaseModel):
     """What a tier may use. A metric without a limit is unlimited. `price_minor` is in the currency's minor unit."""
 
@@ -24,6 +33,8 @@ class Tier(BaseModel):
     price_minor: int | None = Field(default=None, ge=0)
     currency: str | None = None
     interval: str | None = None
+    metered: Mapping[str, Metered] = Field(default_factory=dict[str, Metered])
+    """By metric, what is charged by use beside the price."""
 
 
 class Plans(BaseModel):

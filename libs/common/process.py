@@ -19,6 +19,7 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
+from libs.common import waiting
 from libs.common.settings import CommonSettings
 from libs.common.telemetry import configure_logging, configure_sentry, configure_tracing, serve_metrics
 
@@ -145,8 +146,7 @@ async def serving(service: Service, *, host: str, port: int, mode: Mode = "all")
             service.stopping.set()
             server.should_exit = True
             await asyncio.wait({http})
-            for task in loops:
-                task.cancel()
+            await waiting.end(loops, patience_s=GRACEFUL_SHUTDOWN_S)
             listener.close()
 
 

@@ -2,8 +2,10 @@
 
 import logging
 import re
+import shutil
 import sys
-from collections.abc import Generator, Mapping, MutableMapping
+import traceback
+from collections.abc import Generator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, cast
 
@@ -14,14 +16,16 @@ from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from libs.common.errors import VentureError
 
 _propagator: Final = TraceContextTextMapPropagator()
 
 REQUESTS: Final = prometheus_client.Histogram(
     "http_server_request_duration_seconds",
-    "HTTP requests answered, by service, matched route, method and status.",
+    "Until an answer began, by service, matched route (` wait`: the client asked to wait for a result) and status.",
     ["service", "route", "method", "status"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 30),
 )
@@ -31,12 +35,55 @@ MESSAGES: Final = prometheus_client.Histogram(
     ["queue", "outcome"],
     buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30),
 )
+CHECK_OK: Final = prometheus_client.Gauge(
+    "venture_check_ok",
+    "Whether a check of /health/ready holds (1, also when switched off) or not (0).",
+    ["service", "check"],
+)
+CHECK_VALUE: Final = prometheus_client.Gauge(
+    "venture_check_value",
+    "What a check of /health/ready measured, in the unit its name ends with.",
+    ["service", "check"],
+)
+DISK_FREE: Final = prometheus_client.Gauge("venture_disk_free_bytes", "Free space on the disk this process runs on.")
+EVENTS: Final = prometheus_client.Counter(
+    "venture_events",
+    "Business facts told to the other services, by type and outcome where there is one.",
+    ["type", "outcome"],
+)
+EVENT_SUMS: Final = prometheus_client.Counter(
+    "venture_event_amounts",
+    "Sums of amounts that those facts carry, such as tokens, cost and money.",
+    ["type", "field"],
+)
 
 # The net below the rule "log no secrets": what looks like one is masked wherever it turns up.
 _SECRET_KEYS: Final = re.compile(r"password|secret|token|authorization|apikey|api_key|cookie|signature", re.IGNORECASE)
 _SECRET_VALUES: Final = re.compile(
     r"(sk|rk|whsec|vc)_[A-Za-z0-9_]{6,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*|//[^/\s:@]+:[^/\s@]+@"
 )
+
+
+# Error reports leave the house: there no address of a person may be either.
+_PERSONAL_VALUES: Final = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,}")
+_PERSONAL_KEYS: Final = re.compile(r"email|phone|ip_address|username|remote_addr", re.IGNORECASE)
+
+
+def scrub(value: Any) -> Any:
+    """As `redact`, and personal data besides."""
+    if isinstance(value, str):
+        return _PERSONAL_VALUES.sub("[redacted]", _SECRET_VALUES.sub("[redacted]", value))
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        return {
+            key: "[redacted]"
+            if item and (_SECRET_KEYS.search(str(key)) or _PERSONAL_KEYS.search(str(key)))
+            else scrub(item)
+            for key, item in items
+        }
+    if isinstance(value, list | tuple):
+        return [scrub(item) for item in cast("list[Any]", value)]
+    return value
 
 
 def redact(value: Any) -> Any:
@@ -62,6 +109,38 @@ def _add_trace(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> M
     return event
 
 
+def describe_error(error: BaseException) -> str:
+    """Where it happened and what kind it is, causes first; its text only where it was written to be shown.
+
+    Other errors' texts repeat data: `Key (email)=(...) already exists`, `invalid literal for int(): '...'`.
+    """
+    parts: list[str] = []
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        name = f"{type(current).__module__}.{type(current).__qualname__}"
+        said = f": {current.detail}" if isinstance(current, VentureError) else ""
+        inner = "".join(f"\n| {describe_error(part)}" for part in _parts_of(current))
+        parts.append("".join(traceback.format_tb(current.__traceback__)) + name + said + inner)
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return "\n\n".join(reversed(parts))
+
+
+def _parts_of(error: BaseException) -> Sequence[BaseException]:
+    return cast("BaseExceptionGroup[BaseException]", error).exceptions if isinstance(error, BaseExceptionGroup) else ()
+
+
+def _tell_error(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    info = event.pop("exc_info", None)
+    if isinstance(info, tuple):
+        info = cast("tuple[Any, ...]", info)[1]
+    error = info if isinstance(info, BaseException) else sys.exc_info()[1] if info else None
+    if error is not None:
+        event["exception"] = describe_error(error)
+    return event
+
+
 def _as_text(event: Any, **_kwargs: Any) -> str:
     return orjson.dumps(event, default=str).decode()
 
@@ -79,7 +158,7 @@ def configure_logging(*, service: str, level: str) -> None:
         add_service,
         _add_trace,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
+        _tell_error,
         _redact_event,
     ]
     structlog.configure(
@@ -123,27 +202,52 @@ def configure_tracing(*, service: str, version: str, environment: str, otlp_endp
     trace.set_tracer_provider(provider)
 
 
-def configure_sentry(*, dsn: str | None, service: str, version: str, environment: str) -> None:
-    """Report unhandled errors, scrubbed; off without a DSN."""
+def configure_sentry(*, dsn: str | None, service: str, version: str, environment: str, transport: Any = None) -> None:
+    """Report unhandled errors with release, environment, service and the trace they happened in; off without a DSN.
+
+    Scrubbed before they leave: secrets, addresses, request bodies, cookies, local variables.
+    """
     if not dsn:
         return
     import sentry_sdk  # noqa: PLC0415 - 4 MB only some need
 
     sentry_sdk.init(
         dsn=dsn,
-        release=version,
+        release=f"venture-companion@{version}",
         environment=environment,
         server_name=service,
         send_default_pii=False,
         include_local_variables=False,
         max_request_body_size="never",
-        before_send=lambda event, _hint: redact(event),
+        traces_sample_rate=None,  # traces go where OTEL_EXPORTER_OTLP_ENDPOINT says; an error carries its trace's id
+        before_send=lambda event, hint: _prepare_report(cast("dict[str, Any]", event), hint, service),
+        before_breadcrumb=lambda crumb, _hint: scrub(crumb),
+        transport=transport,
     )
+
+
+def _prepare_report(event: dict[str, Any], hint: Mapping[str, Any], service: str) -> Any:
+    """What leaves for the error reporter: frames and kinds, and no error's text but one written to be shown."""
+    error: BaseException | None = (hint.get("exc_info") or (None, None, None))[1]
+    for value in event.get("exception", {}).get("values", ()):
+        is_ours = isinstance(error, VentureError) and value.get("type") == type(error).__name__
+        value["value"] = error.detail if is_ours and isinstance(error, VentureError) else ""
+    for name in ("user", "request"):
+        event.pop(name, None)
+    scrubbed: dict[str, Any] = scrub(event)
+    scrubbed["tags"] = {**dict(scrubbed.get("tags") or {}), "service": service}
+    trace_id = current_trace_id()
+    if trace_id:
+        context = trace.get_current_span().get_span_context()
+        joined = {"trace_id": trace_id, "span_id": format(context.span_id, "016x"), "op": "venture"}
+        scrubbed["contexts"] = {**dict(scrubbed.get("contexts") or {}), "trace": joined}
+    return scrubbed
 
 
 def serve_metrics(*, host: str, port: int) -> None:
     """Expose `/metrics` on a port of its own, which no gateway route leads to. Port 0 switches it off."""
     if port:
+        DISK_FREE.set_function(lambda: shutil.disk_usage("/").free)
         prometheus_client.start_http_server(port, addr=host)
 
 
@@ -156,9 +260,25 @@ def span(
     name: str, *, service: str, kind: SpanKind = SpanKind.INTERNAL, traceparent: str | None = None
 ) -> Generator[Span, None, None]:
     """Run the body inside a span; with `traceparent`, as the child of the remote one that sent it."""
-    parent = _propagator.extract({"traceparent": traceparent}) if traceparent else None
-    with tracer().start_as_current_span(name, context=parent, kind=kind, attributes={"venture.service": service}) as it:
+    with in_span(start_span(name, service=service, kind=kind, traceparent=traceparent), end_on_exit=True) as it:
         yield it
+
+
+@contextmanager
+def in_span(it: Span, *, end_on_exit: bool = False) -> Generator[Span, None, None]:
+    """Like OpenTelemetry's `use_span`, but it keeps an error's kind alone: the text may repeat somebody's data."""
+    with trace.use_span(it, end_on_exit=end_on_exit, record_exception=False, set_status_on_exception=False):
+        try:
+            yield it
+        except Exception as error:
+            it.set_status(Status(StatusCode.ERROR, type(error).__name__))
+            raise
+
+
+def start_span(name: str, *, service: str, kind: SpanKind, traceparent: str | None) -> Span:
+    """A span for work that is done in pieces: whoever starts it enters and ends it with `in_span`."""
+    parent = _propagator.extract({"traceparent": traceparent}) if traceparent else None
+    return tracer().start_span(name, context=parent, kind=kind, attributes={"venture.service": service})
 
 
 def current_traceparent() -> str | None:

@@ -34,7 +34,7 @@ def find_programs() -> Programs:
     """The installed programs; raises `Failure` naming what is missing."""
     if missing := missing_packages():
         raise Failure(f"Missing: {', '.join(missing)}. Install these packages of your system, then try again.")
-    postgres, rabbitmq, redis, epmd = _find_postgres(), _find_rabbitmq(), shutil.which("redis-server"), _find_epmd()
+    postgres, rabbitmq, redis, epmd = find_postgres(), _find_rabbitmq(), shutil.which("redis-server"), _find_epmd()
     if not (postgres and rabbitmq and redis and epmd):
         raise Failure("The engines' programs vanished while they were being looked up. Try again.")
     initdb = postgres.with_name("initdb")
@@ -44,7 +44,7 @@ def find_programs() -> Programs:
 def missing_packages() -> list[str]:
     """Names, as the system's packages have them, of what is not there or too old."""
     found = {
-        "postgresql": _find_postgres(),
+        "postgresql": find_postgres(),
         "rabbitmq-server": _find_rabbitmq() and _find_epmd(),
         "redis-server": _find_redis(),
     }
@@ -145,7 +145,7 @@ def _disable_units(packages: Sequence[str]) -> None:
         subprocess.run(("systemctl", "disable", "--quiet", *packages), check=False)
 
 
-def _find_postgres() -> Path | None:
+def find_postgres() -> Path | None:
     versions = sorted(Path("/usr/lib/postgresql").glob("[0-9]*/bin/postgres"), key=lambda path: int(path.parts[4]))
     if versions:
         return versions[-1] if int(versions[-1].parts[4]) >= 15 else None  # noqa: PLR2004 - the oldest version with what the migrations use

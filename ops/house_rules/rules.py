@@ -139,6 +139,15 @@ def function_size(source: Source) -> Iterator[Finding]:
             yield source.finding(function, "function-size", message, subject=function.name)
 
 
+def lost_cancellation(source: Source) -> Iterator[Finding]:
+    """Python 3.11's `asyncio.wait_for` may swallow a cancellation: a loop built on it does not always end."""
+    if source.is_test:
+        return
+    for node in ast.walk(source.tree):
+        if dotted(node) == "asyncio.wait_for" or _is_import_from(node, "asyncio", "wait_for"):
+            yield source.finding(node, "lost-cancellation", "use asyncio.timeout, or libs.common.waiting")
+
+
 def no_patching(source: Source) -> Iterator[Finding]:
     """Doubles are handed in through `build`; nothing is replaced behind the code's back."""
     for node, module in source.imports():
@@ -176,6 +185,7 @@ RULES: Final[tuple[Rule, ...]] = (
     listed_columns,
     module_size,
     function_size,
+    lost_cancellation,
     no_patching,
     no_sleep_in_tests,
 )

@@ -1,4 +1,4 @@
-"""The command line behind the Makefile: python -m ops.stack up|down|status|env|logs|migrate|wipe."""
+"""The command line behind the Makefile: python -m ops.stack up|down|status|env|logs|migrate|wipe|release|rollback."""
 
 import os
 import shlex
@@ -68,6 +68,21 @@ def migrate(stack: Stack, display: Display) -> int:
     return 0
 
 
+def release(stack: Stack, display: Display) -> int:
+    """Move to the images of TAG, building those that are missing."""
+    tag = os.environ.get("TAG", "")
+    if not tag:
+        raise Failure("Say which: make release TAG=2026-11-27")
+    stack.rollout().release(tag)
+    display.say(f"{tag} runs. `make rollback` goes back.")
+    return 0
+
+
+def rollback(stack: Stack, display: Display) -> int:
+    display.say(f"{stack.rollout().rollback()} runs again.")
+    return 0
+
+
 _COMMANDS: Mapping[str, Callable[[Stack, Display], int]] = {
     "up": up,
     "down": down,
@@ -76,6 +91,8 @@ _COMMANDS: Mapping[str, Callable[[Stack, Display], int]] = {
     "logs": logs,
     "migrate": migrate,
     "wipe": wipe,
+    "release": release,
+    "rollback": rollback,
 }
 
 

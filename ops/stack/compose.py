@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ops.engines.definitions import SERVICES
 from ops.failure import Failure
 from ops.home import Home
 from ops.ports import fixed_ports, plan_ports
@@ -22,6 +23,7 @@ from ops.stack.containers import Container, find_containers, find_volumes, last_
 from ops.stack.database import seed_admin
 from ops.stack.display import Display
 from ops.stack.environments import Addresses
+from ops.stack.release import Rollout
 from ops.stack.report import print_processes
 from ops.stack.supervisor import EXIT_CONFIG
 
@@ -66,6 +68,7 @@ class ComposeStack:
         self._compose("build", "--quiet", where=where)
         where = self._place(values, scale)  # once more: building takes long enough for somebody to take a port
         self._start(where)
+        (self._home.run / "releases.json").unlink(missing_ok=True)  # what runs now is the working tree's
         seed_admin(where)
         record.write_text(self._fingerprint(where))
         return where
@@ -107,6 +110,16 @@ class ComposeStack:
         if not containers:
             raise Failure(f"No container's name begins with {wanted!r}. `make status` lists the names.")
         self._by_name("logs", "--follow", "--tail", "20", *(container.service for container in containers))
+
+    def rollout(self, where: Addresses) -> Rollout:
+        """Release and rollback between image tags."""
+        return Rollout(
+            command=self._command,
+            environment=self._settings(where),
+            replicas=[c.service for c in self._lasting() if c.service.partition("-")[0] in SERVICES],
+            record=self._home.run / "releases.json",
+            say=self._display.say,
+        )
 
     def pid(self, program: str) -> int | None:
         found = (container.pid for container in find_containers(self.project) if container.name == program)

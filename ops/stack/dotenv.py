@@ -42,3 +42,13 @@ def append(text: str, values: Mapping[str, str], *, comment: str) -> str:
         return text
     gap = "" if not text else "\n" if text.endswith("\n") else "\n\n"
     return text + gap + "\n".join([f"# {comment}", *(line(name, value) for name, value in values.items())]) + "\n"
+
+
+def replace(text: str, values: Mapping[str, str]) -> str:
+    """The file with these values: each in the line that had the last word so far, or in a new one at the end."""
+    lines, missing = text.splitlines(), dict(values)
+    for number in range(len(lines) - 1, -1, -1):
+        match = _LINE.fullmatch(lines[number].strip())
+        if match and match[1] in missing:
+            lines[number] = line(match[1], missing.pop(match[1]))
+    return "\n".join([*lines, *(line(name, value) for name, value in missing.items())]) + "\n"

@@ -148,6 +148,8 @@ def _defaults(service: str, where: Addresses) -> dict[str, str]:
         }
     if service == "billing":
         return {**shared, "FRONTEND_URL": where.http("gateway"), "STRIPE_API_BASE": where.stripe}
+    if service == "agents":
+        return {**shared, "METERING_URL": where.http("metering")}
     return shared
 
 
@@ -176,4 +178,17 @@ def public_environment(where: Addresses) -> dict[str, str]:
         "MAIL_API_URL": where.http("mailbox-http"),
         "ADMIN_EMAIL": values["ADMIN_EMAIL"],
         "ADMIN_PASSWORD": values["ADMIN_PASSWORD"],
+    }
+
+
+def operator_environment(where: Addresses) -> dict[str, str]:
+    """What the operator's command line is given besides: the key of internal calls, private metrics, all settings."""
+    metrics = [name for name in where.ports if name.endswith("-metrics")]
+    return {
+        **{name: value for name, value in where.values.items() if value},
+        **public_environment(where),
+        "METRICS_URLS": ",".join(f"{where.http(name)}/metrics" for name in metrics),
+        "SUPERUSER_DATABASE_URL": where.superuser(),
+        "SMTP_URL": where.values.get("SMTP_URL") or f"smtp://127.0.0.1:{where.ports.get('mailbox-smtp', 0)}",
+        "FRONTEND_URL": where.values.get("FRONTEND_URL") or where.http("gateway"),
     }

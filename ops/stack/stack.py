@@ -23,8 +23,9 @@ from ops.ports import port_setting
 from ops.stack import compose, dotenv, layout, settings, state
 from ops.stack.compose import ComposeStack
 from ops.stack.display import Display
-from ops.stack.environments import KNOWN_BY, Addresses, public_environment
+from ops.stack.environments import KNOWN_BY, Addresses, operator_environment, public_environment
 from ops.stack.native import NativeStack
+from ops.stack.release import Rollout
 from ops.stack.runner import Runner
 from ops.stack.scale import parse_scale
 
@@ -66,11 +67,26 @@ class Stack:
         remembered = state.load(self.home)
         return public_environment(Addresses(ports=remembered.ports, values=remembered.values))
 
+    def operator_environment(self) -> dict[str, str]:
+        """What `venture` is given: all of `environment`, and what only operators may have."""
+        self.environment()
+        remembered = state.load(self.home)
+        return operator_environment(Addresses(ports=remembered.ports, values=remembered.values))
+
     def migrate(self) -> str:
         """Apply pending migrations to the running stack's database; what the migration runner said."""
         self.environment()
         remembered = state.load(self.home)
         return self._current_runner().migrate(Addresses(ports=remembered.ports, values=remembered.values))
+
+    def rollout(self) -> Rollout:
+        """Release and rollback between image tags. Raises `Failure` for a stack that has no images."""
+        self.environment()
+        remembered = state.load(self.home)
+        runner = self._current_runner()
+        if not isinstance(runner, ComposeStack):
+            raise Failure("Only a stack on Compose has images; here `make up` runs what the checkout has.")
+        return runner.rollout(Addresses(ports=remembered.ports, values=remembered.values))
 
     def show_status(self) -> bool:
         """Print how each part is; True if all are ready."""

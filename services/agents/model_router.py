@@ -133,7 +133,8 @@ def _note(provider: Provider, failure: ModelFailed) -> None:
 async def _slot(provider: Provider, *, until: float) -> AsyncGenerator[None, None]:
     """A place among the provider's calls: one slow provider fills its own places and nobody else's."""
     try:
-        await asyncio.wait_for(provider.slots.acquire(), timeout=max(0.0, until - time.monotonic()))
+        async with asyncio.timeout(max(0.0, until - time.monotonic())):
+            await provider.slots.acquire()
     except TimeoutError as error:
         busy = RunError(code="agents.model_busy", detail="The model has too many calls in hand; please try again.")
         raise ModelFailed(busy) from error

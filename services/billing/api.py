@@ -1,25 +1,22 @@
 """HTTP in: what the gateway asks for on behalf of a user. Stripe's own deliveries come in by intake.py."""
 
-import base64
-import binascii
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-import orjson
 from fastapi import APIRouter, Query
 from pydantic import AfterValidator, Field
 
 from libs.common.clock import iso_millis
 from libs.common.database import Database, Record
-from libs.common.errors import Invalid
 from libs.common.http import CurrentCaller
 from libs.common.inputs import Input
 from libs.common.plans import Plans
 from services.billing import queries, sale_queries
 from services.billing.domain import BillingDisabled, CheckoutLink, EffectivePlan, Purchase, StripePrice, next_change
+from services.billing.paging import cursor_after, read_cursor
 
 DEFAULT_SUCCESS_PATH: Final = "/billing/success?session_id={CHECKOUT_SESSION_ID}"
 DEFAULT_RETURN_PATH: Final = "/billing"
@@ -118,14 +115,14 @@ class Routes:
     ) -> Mapping[str, Any]:
         self._require_stripe()
         user_id = caller.require_user()
-        before = _read_cursor(cursor) if cursor else None
+        before = read_cursor(cursor)
         async with self._database.transaction_as(caller.claims) as conn:
             rows = await sale_queries.find_invoices(conn, user_id, before=before, limit=limit + 1)
         shown = rows[:limit]
         more = len(rows) > limit
         return {
             "items": [_rendered(row) for row in shown],
-            "next_cursor": _cursor(shown[-1]["created_at"], shown[-1]["id"]) if more else None,
+            "next_cursor": cursor_after(shown[-1]["created_at"], shown[-1]["id"]) if more else None,
         }
 
     async def list_plans(self) -> Mapping[str, Any]:
@@ -170,15 +167,3 @@ def _charged(price: StripePrice | None) -> Mapping[str, Any]:
 
 def _shown(value: Any) -> Any:
     return iso_millis(value) if isinstance(value, datetime) else value
-
-
-def _cursor(created_at: datetime, invoice_id: str) -> str:
-    return base64.urlsafe_b64encode(orjson.dumps([created_at.isoformat(), invoice_id])).decode()
-
-
-def _read_cursor(cursor: str) -> tuple[datetime, str]:
-    try:
-        created_at, invoice_id = orjson.loads(base64.urlsafe_b64decode(cursor))
-        return datetime.fromisoformat(created_at).astimezone(UTC), str(invoice_id)
-    except (ValueError, TypeError, OverflowError, binascii.Error):
-        raise Invalid("The cursor is not one of ours.") from None

@@ -5,6 +5,7 @@ from typing import Final
 from uuid import UUID
 
 from libs.common.database import Database
+from libs.common.plans import Tier
 from services.billing import operations, queries
 from services.billing.domain import (
     CheckoutIntent,
@@ -65,12 +66,12 @@ class Desk:
                 intent = await operations.begin_checkout(conn, purchase)
             for session_id in intent.superseded:
                 await self._require_unpaid(await self._payments.end_checkout(session_id))
-            session = await self._session(intent, purchase, lookup_key=tier.stripe_lookup_key)
+            session = await self._session(intent, purchase, tier)
             if session is not None and session.url is not None:
                 return CheckoutLink(id=session.id, url=session.url)
         raise PaymentsUnavailable("The checkout could not be opened; try again.", retry_after_s=5)
 
-    async def _session(self, intent: CheckoutIntent, purchase: Purchase, *, lookup_key: str) -> StripeCheckout | None:
+    async def _session(self, intent: CheckoutIntent, purchase: Purchase, tier: Tier) -> StripeCheckout | None:
         """The open session of the intent, made if need be; None if it has ended and another intent is needed."""
         if intent.session_id is not None:
             session = await self._payments.fetch_checkout(intent.session_id)
@@ -78,19 +79,20 @@ class Desk:
                 await self._save(intent, session_id=None, status="expired")
                 return None
         else:
-            session = await self._create(intent, purchase, lookup_key=lookup_key)
+            session = await self._create(intent, purchase, tier)
             if session is None:
                 return None
             await self._save(intent, session_id=session.id, status="open")
         return session if await self._require_unpaid(session) else None
 
-    async def _create(self, intent: CheckoutIntent, purchase: Purchase, *, lookup_key: str) -> StripeCheckout | None:
+    async def _create(self, intent: CheckoutIntent, purchase: Purchase, tier: Tier) -> StripeCheckout | None:
         customer_id = await self._customer(intent, purchase.user_id)
         try:
             return await self._payments.create_checkout(
                 user_id=purchase.user_id,
                 customer_id=customer_id,
-                lookup_key=lookup_key,
+                lookup_key=tier.stripe_lookup_key or "",
+                metered_keys=[metered.stripe_lookup_key for metered in tier.metered.values()],
                 success_url=purchase.success_url,
                 cancel_url=purchase.cancel_url,
                 idempotency_key=intent.idempotency_key,

@@ -1,14 +1,16 @@
-"""Events billing consumes: a user's deletion, and a Stripe customer that somebody wrote into a profile."""
+"""Events billing consumes: users' deletions, profiles that somebody changed, and usage that Stripe charges for."""
 
 from collections.abc import Callable, Sequence
 
 from libs.common.broker import Subscription
 from libs.common.database import Connection
 from libs.common.events.gateway import EntitlementsChanged, UserDeleted
-from services.billing import operations
+from libs.common.events.metering import UsageSettled
+from libs.common.plans import Plans
+from services.billing import operations, usage_operations
 
 
-def subscriptions(*, has_payments: bool, wake: Callable[[], None] | None) -> Sequence[Subscription]:
+def subscriptions(*, has_payments: bool, plans: Plans, wake: Callable[[], None] | None) -> Sequence[Subscription]:
     """`wake` rouses the job that does at Stripe what a handler wrote down."""
 
     async def on_user_deleted(event: UserDeleted, conn: Connection) -> None:
@@ -23,7 +25,11 @@ def subscriptions(*, has_payments: bool, wake: Callable[[], None] | None) -> Seq
         if event.stripe_customer_id:
             await operations.adopt_customer(conn, user_id=event.user_id, stripe_customer_id=event.stripe_customer_id)
 
+    async def on_usage_settled(event: UsageSettled, conn: Connection) -> None:
+        await usage_operations.record_usage(conn, event, plans=plans)
+
     return (
         Subscription(event=UserDeleted, handler=on_user_deleted, wake=wake),
         Subscription(event=EntitlementsChanged, handler=on_entitlements_changed, wake=wake),
+        Subscription(event=UsageSettled, handler=on_usage_settled),
     )

@@ -1,10 +1,10 @@
 """What a user's subscriptions entitle to, decided without I/O: statuses, grace, endings, and the facts Stripe gave."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Final, assert_never
+from typing import Final, Generic, TypeVar, assert_never
 from uuid import UUID
 
 from libs.common.errors import Conflict, Invalid, Unavailable
@@ -28,6 +28,12 @@ class PaymentsRefused(Invalid):
     """Stripe understood the call and will not do it; repeating it changes nothing."""
 
     code = "billing.payments_refused"
+
+
+class Unreadable(PaymentsRefused):
+    """Stripe has the object, and this version does not understand it: a status or a shape that came later."""
+
+    code = "billing.unreadable"
 
 
 class CustomerGone(PaymentsRefused):
@@ -150,6 +156,44 @@ class StripeCheckout:
     stripe_customer_id: str | None
     stripe_subscription_id: str | None
     claimed_user_id: UUID | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageReport:
+    """Usage that Stripe is to charge for. `is_stale`: it may be counted, and Stripe may have forgotten its name."""
+
+    hold_id: UUID
+    metric: str
+    stripe_customer_id: str
+    meter: str
+    identifier: str
+    value: int
+    used_at: datetime
+    is_stale: bool
+    token: UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageErrors:
+    """What Stripe says it did not count, afterwards: the code by identifier. It names samples; `count` is of all."""
+
+    codes: Mapping[str, str]
+    count: int
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page(Generic[T]):
+    """A page of what Stripe has, `last_id` being where the next one goes on; None where this one is the end.
+
+    One object that this version cannot read must not hide all the others: it is named in `unreadable`.
+    """
+
+    items: Sequence[T]
+    unreadable: Sequence[str] = ()
+    last_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -157,8 +157,8 @@ async def count_drift(conn: Connection) -> int:
 
 
 async def count_drift_to_mend(conn: Connection) -> int:
-    """Without profiles: those are an operator's will until somebody says otherwise."""
-    return await conn.fetchval("SELECT count(*) FROM billing.drift WHERE what <> 'profile'")
+    """Without what no run mends: profiles, an operator's will until somebody says otherwise, and reported usage."""
+    return await conn.fetchval("SELECT count(*) FROM billing.drift WHERE what NOT IN ('profile', 'usage')")
 
 
 async def last_finished_age_s(conn: Connection) -> float | None:

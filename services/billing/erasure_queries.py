@@ -55,13 +55,14 @@ async def lease_erasures(conn: Connection, *, limit: int) -> list[UUID]:
     """Take users to erase at Stripe. The lease is `due_at` moved ahead: every step of the work may be repeated."""
     rows = await conn.fetch(
         """
-        UPDATE billing.erasures SET due_at = now() + make_interval(secs => $2), attempts = attempts + 1
-        WHERE user_id IN (
+        WITH due AS MATERIALIZED (  -- as with refreshes
             SELECT user_id FROM billing.erasures WHERE stripe_done_at IS NULL AND due_at <= now()
             ORDER BY due_at LIMIT $1
             FOR UPDATE SKIP LOCKED  -- as with refreshes: replicas share the work
         )
-        RETURNING user_id
+        UPDATE billing.erasures SET due_at = now() + make_interval(secs => $2), attempts = attempts + 1
+        FROM due WHERE erasures.user_id = due.user_id
+        RETURNING erasures.user_id
         """,
         limit,
         LEASE_S,
@@ -128,6 +129,7 @@ async def delete_user_rows(conn: Connection, user_id: UUID, stripe_customer_ids:
         "DELETE FROM billing.subscriptions WHERE user_id = $1 OR stripe_customer_id = ANY($2)", user_id, customers
     )
     await conn.execute("DELETE FROM billing.accounts WHERE user_id = $1", user_id)
+    await conn.execute("DELETE FROM billing.usage_reports WHERE user_id = $1", user_id)
     await conn.execute("DELETE FROM billing.profiles WHERE user_id = $1", user_id)
     await conn.execute(
         "DELETE FROM billing.drift WHERE object_id = 'user:' || $1::text OR object_id = ANY($2)",

@@ -9,7 +9,8 @@ import structlog
 
 from libs.common.database import Connection, Database, DatabaseUnavailable
 from libs.common.errors import VentureError
-from services.billing import erasure_queries, operations, queries, work_queries
+from libs.common.waiting import woken
+from services.billing import erasure_queries, operations, queries, usage_operations, work_queries
 from services.billing.domain import Rules
 from services.billing.ports import Payments
 from services.billing.work_queries import Lease
@@ -48,7 +49,7 @@ class StripeSync:
                 if len(under_way) >= CONCURRENCY:
                     await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
                 elif len(works) < free:
-                    await self._sleep_until_woken()
+                    await woken(self._woken, within_s=POLL_INTERVAL_S)
                 under_way = {task for task in under_way if not task.done()}
 
     async def run_once(self) -> int:
@@ -78,7 +79,7 @@ class StripeSync:
         try:
             await self._fetch_and_store(lease)
         except Exception as error:  # noqa: BLE001 - an edge: whatever went wrong, the object stays due and says why
-            reason = _describe(error)
+            reason = describe(error)
             log.warning("stripe_refresh_failed", object_id=lease.object_id, error=reason)
             await self._give_back(lambda conn: work_queries.postpone_refresh(conn, lease, error=reason))
 
@@ -99,6 +100,10 @@ class StripeSync:
                     await operations.store_checkout(conn, lease, session, rules=self._rules)
             case "cus":
                 await self._refresh_customer(lease)
+            case "evt":  # of a meter: what happened is in the event, and only there
+                errors = await self._payments.fetch_usage_errors(lease.object_id)
+                async with self._database.transaction() as conn:
+                    await usage_operations.refuse_usage(conn, lease, errors)
             case _:
                 raise ValueError(f"no way to fetch an object of kind {kind}")
 
@@ -116,7 +121,7 @@ class StripeSync:
             async with self._database.transaction() as conn:
                 await operations.finish_erasure(conn, user_id)
         except Exception as error:  # noqa: BLE001 - an edge: the wish stays due and says why
-            reason = _describe(error)
+            reason = describe(error)
             log.warning("stripe_erasure_failed", error=reason)
             await self._give_back(lambda conn: erasure_queries.postpone_erasure(conn, user_id, error=reason))
 
@@ -156,12 +161,6 @@ class StripeSync:
             else:
                 return
 
-    async def _sleep_until_woken(self) -> None:
-        try:
-            await asyncio.wait_for(self._woken.wait(), timeout=POLL_INTERVAL_S)
-        except TimeoutError:
-            return
-
 
 class Reviewer:
     """Decides plans again whose grace or subscription has ended by the database's clock; needs no word from Stripe."""
@@ -189,6 +188,7 @@ class Reviewer:
         return len(users)
 
 
-def _describe(error: Exception) -> str:
+def describe(error: Exception) -> str:
+    """For `last_error` and the log."""
     # Only a meant error's text was written to be shown; another's may repeat data.
     return f"{type(error).__name__}: {error.detail}"[:500] if isinstance(error, VentureError) else type(error).__name__

@@ -1,8 +1,8 @@
-"""HTTP in for operators: events again, the comparison with Stripe, and whose a customer is."""
+"""HTTP in for operators: events again, the comparison with Stripe, usage that was refused, whose a customer is."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query
@@ -15,8 +15,10 @@ from libs.common.http import CurrentCaller
 from libs.common.ids import new_id
 from libs.common.inputs import Input
 from libs.common.service_tokens import Caller
-from services.billing import drift_queries, operations, queries, work_queries
+from services.billing import drift_queries, operations, queries, usage_queries, work_queries
 from services.billing.domain import BillingDisabled, Rules
+from services.billing.paging import cursor_after, read_cursor
+from services.billing.work_queries import EventFilter
 
 
 class NotAnAdmin(Forbidden):
@@ -25,6 +27,10 @@ class NotAnAdmin(Forbidden):
 
 class NoSuchRun(NotFound):
     code = "billing.no_such_reconciliation"
+
+
+class NoSuchEvent(NotFound):
+    code = "billing.no_such_event"
 
 
 class ReconcileInput(Input):
@@ -36,7 +42,25 @@ class ReplayInput(Input):
 
     event_id: str | None = Field(default=None, max_length=255)
     type: str | None = Field(default=None, max_length=255)
+    object_id: str | None = Field(default=None, max_length=255)
+    customer_id: str | None = Field(default=None, max_length=255)
     received_since: AwareDatetime | None = None
+    received_until: AwareDatetime | None = None
+    unhandled: bool = False
+
+
+class EventsQuery(ReplayInput):
+    """The same filter, page by page."""
+
+    cursor: str | None = Field(default=None, max_length=500)
+    limit: int = Field(default=50, ge=1, le=200)
+
+
+class ResendInput(Input):
+    """Which refused usage to report again, once what Stripe refused it for is mended; nothing given means all."""
+
+    meter: str | None = Field(default=None, max_length=100)
+    customer_id: str | None = Field(default=None, max_length=255)
 
 
 class LinkInput(Input):
@@ -64,6 +88,9 @@ class OperatorRoutes:
             ("/reconcile", self.get_reconciliation, "GET", 200),
             ("/webhook-events", self.list_events, "GET", 200),
             ("/webhook-events/replay", self.replay, "POST", 202),
+            ("/webhook-events/{event_id}", self.get_event, "GET", 200),
+            ("/usage-reports", self.list_usage_reports, "GET", 200),
+            ("/usage-reports/resend", self.resend_usage, "POST", 202),
             ("/customers/link", self.link, "POST", 202),
         ]
 
@@ -96,30 +123,52 @@ class OperatorRoutes:
             "drift": [_rendered(row) for row in drift],
         }
 
-    async def list_events(
-        self,
-        caller: CurrentCaller,
-        event_type: Annotated[str | None, Query(alias="type", max_length=255)] = None,
-        object_id: Annotated[str | None, Query(max_length=255)] = None,
-        is_unhandled: Annotated[bool, Query(alias="unhandled")] = False,  # noqa: FBT002 - a query parameter
-        limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    ) -> Mapping[str, Any]:
+    async def list_events(self, caller: CurrentCaller, query: Annotated[EventsQuery, Query()]) -> Mapping[str, Any]:
+        """Newest first, with what keeps the unhandled ones."""
+        await self._admit(caller)
+        before = read_cursor(query.cursor)
+        async with self._database.transaction() as conn:
+            rows = await work_queries.find_events(conn, _filter(query), before=before, limit=query.limit + 1)
+        shown = rows[: query.limit]
+        more = len(rows) > query.limit
+        return {
+            "items": [_rendered(row) for row in shown],
+            "next_cursor": cursor_after(shown[-1]["received_at"], shown[-1]["id"]) if more else None,
+        }
+
+    async def get_event(self, caller: CurrentCaller, event_id: str) -> Mapping[str, Any]:
+        """One event with what was kept of its payload, and what still is to be done about its object."""
         await self._admit(caller)
         async with self._database.transaction() as conn:
-            rows = await work_queries.find_events(
-                conn, event_type=event_type, object_id=object_id, is_unhandled=is_unhandled, limit=limit
-            )
-        return {"items": [_rendered(row) for row in rows], "next_cursor": None}
+            row = await work_queries.find_event(conn, event_id)
+        if row is None:
+            raise NoSuchEvent("There is no such event.")
+        return _rendered(row)
 
     async def replay(self, caller: CurrentCaller, body: ReplayInput) -> Mapping[str, int]:
         """Fetch again what matching events were about; handled ones, too. Returns how many objects that is."""
         wake = await self._admit(caller)
         async with self._database.transaction() as conn:
-            count = await work_queries.request_replay(
-                conn, event_id=body.event_id, event_type=body.type, received_since=body.received_since
-            )
+            count = await work_queries.request_replay(conn, _filter(body))
         wake()
         return {"objects": count}
+
+    async def list_usage_reports(
+        self,
+        caller: CurrentCaller,
+        state: Annotated[Literal["waiting", "sent", "refused"] | None, Query()] = None,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    ) -> Mapping[str, Any]:
+        await self._admit(caller)
+        async with self._database.transaction() as conn:
+            rows = await usage_queries.find_reports(conn, state=state, limit=limit)
+        return {"items": [_rendered(row) for row in rows], "next_cursor": None}
+
+    async def resend_usage(self, caller: CurrentCaller, body: ResendInput) -> Mapping[str, int]:
+        await self._admit(caller)
+        async with self._database.transaction() as conn:
+            count = await usage_queries.resend_refused(conn, meter=body.meter, stripe_customer_id=body.customer_id)
+        return {"reports": count}
 
     async def link(self, caller: CurrentCaller, body: LinkInput) -> Mapping[str, str]:
         wake = await self._admit(caller)
@@ -139,6 +188,18 @@ class OperatorRoutes:
         if self._wake is None:
             raise BillingDisabled("Billing is switched off.", retry_after_s=3600)
         return self._wake
+
+
+def _filter(given: ReplayInput) -> EventFilter:
+    return EventFilter(
+        event_id=given.event_id,
+        type=given.type,
+        object_id=given.object_id,
+        stripe_customer_id=given.customer_id,
+        received_since=given.received_since,
+        received_until=given.received_until,
+        is_unhandled=given.unhandled,
+    )
 
 
 def _rendered(row: Record) -> dict[str, Any]:

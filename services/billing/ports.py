@@ -5,7 +5,16 @@ from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
-from services.billing.domain import StripeCheckout, StripeCustomer, StripeInvoice, StripePrice, StripeSubscription
+from services.billing.domain import (
+    Page,
+    StripeCheckout,
+    StripeCustomer,
+    StripeInvoice,
+    StripePrice,
+    StripeSubscription,
+    UsageErrors,
+    UsageReport,
+)
 
 
 class Payments(Protocol):
@@ -33,11 +42,15 @@ class Payments(Protocol):
         user_id: UUID,
         customer_id: str,
         lookup_key: str,
+        metered_keys: Sequence[str] = (),
         success_url: str,
         cancel_url: str,
         idempotency_key: str,
     ) -> StripeCheckout:
-        """Open a checkout of the price behind `lookup_key`; raises CustomerGone if the customer does not exist."""
+        """Open a checkout of the price behind `lookup_key`, and of those charged by use beside it.
+
+        Raises CustomerGone if the customer does not exist.
+        """
         ...
 
     async def fetch_checkout(self, session_id: str) -> StripeCheckout | None: ...
@@ -64,10 +77,26 @@ class Payments(Protocol):
         """The active prices behind these keys; at most ten keys."""
         ...
 
-    async def list_customers(self, *, after: str | None) -> Sequence[StripeCustomer]:
-        """A page, newest first, beginning behind the object `after`; an empty one is the end. So are the next two."""
+    async def list_customers(self, *, after: str | None) -> Page[StripeCustomer]:
+        """A page, newest first, beginning behind the object `after`. So are the next two."""
         ...
 
-    async def list_subscriptions(self, *, after: str | None) -> Sequence[StripeSubscription]: ...
+    async def list_subscriptions(self, *, after: str | None) -> Page[StripeSubscription]: ...
 
-    async def list_invoices(self, *, since: datetime, after: str | None) -> Sequence[StripeInvoice]: ...
+    async def list_invoices(self, *, since: datetime, after: str | None) -> Page[StripeInvoice]: ...
+
+    async def report_usage(self, report: UsageReport) -> None:
+        """Add to the meter; once per identifier, for as long as Stripe remembers it (a day at least).
+
+        Raises PaymentsRefused for what will never be counted. Usage that cannot be counted may also be taken now and
+        be reported by an event later, see `fetch_usage_errors`.
+        """
+        ...
+
+    async def usage_total(self, *, meter: str, customer_id: str, start: datetime, end: datetime) -> int | None:
+        """What the meter counted in `[start, end)`, whole minutes; None where there is no such meter or customer."""
+        ...
+
+    async def fetch_usage_errors(self, event_id: str) -> UsageErrors:
+        """What a meter's error event is about; the event itself does not say."""
+        ...

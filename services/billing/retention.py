@@ -1,10 +1,10 @@
-"""Keeps billing's own records from growing for ever: handled events and old comparisons go, in small bites."""
+"""Keeps billing's own records from growing for ever: old events, comparisons and reports go, in small bites."""
 
 import asyncio
 from typing import Final
 
 from libs.common.database import Database, DatabaseUnavailable
-from services.billing import operations
+from services.billing import operations, usage_operations
 
 INTERVAL_S: Final = 3600.0
 BITE: Final = 2_000
@@ -29,4 +29,5 @@ class Retention:
 
     async def run_once(self) -> int:
         async with self._database.transaction() as conn:
+            await usage_operations.forget_old_reports(conn, keep_days=self._keep_days)
             return await operations.forget_old_records(conn, keep_days=self._keep_days, limit=BITE)

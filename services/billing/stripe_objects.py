@@ -6,7 +6,6 @@ from typing import Any, cast
 from uuid import UUID
 
 from services.billing.domain import (
-    PaymentsRefused,
     Price,
     StripeCheckout,
     StripeCustomer,
@@ -14,6 +13,8 @@ from services.billing.domain import (
     StripePrice,
     StripeSubscription,
     SubscriptionStatus,
+    Unreadable,
+    UsageErrors,
 )
 
 Facts = Mapping[str, Any]
@@ -24,11 +25,11 @@ def read_customer(facts: Facts) -> StripeCustomer:
 
 
 def read_subscription(facts: Facts, *, past_due_since: datetime | None) -> StripeSubscription:
-    """Raises PaymentsRefused for a status that Stripe added since: a guess would give or take a plan."""
+    """Raises Unreadable for a status that Stripe added since: a guess would give or take a plan."""
     try:
         status = SubscriptionStatus(facts["status"])
     except ValueError as error:
-        raise PaymentsRefused("Stripe reports a subscription status that this version does not know.") from error
+        raise Unreadable("Stripe reports a subscription status that this version does not know.") from error
     items = _items(facts, "items")
     starts = [item["current_period_start"] for item in items if item.get("current_period_start") is not None]
     ends = [item["current_period_end"] for item in items if item.get("current_period_end") is not None]
@@ -97,6 +98,20 @@ def read_invoice(facts: Facts) -> StripeInvoice:
         period_end=instant(max((period["end"] for period in periods if period), default=None)),
         paid_at=instant(_part(facts, "status_transitions").get("paid_at")),
         created_at=_created(facts),
+    )
+
+
+def read_usage_errors(event: Facts) -> UsageErrors:
+    reason = _part(_part(event, "data"), "reason")
+    kinds: Sequence[Facts] = reason.get("error_types") or []
+    return UsageErrors(
+        codes={
+            identifier: kind["code"]
+            for kind in kinds
+            for sample in cast("Sequence[Facts]", kind.get("sample_errors") or [])
+            if (identifier := _part(sample, "request").get("identifier")) is not None
+        },
+        count=reason.get("error_count") or 0,
     )
 
 

@@ -7,10 +7,10 @@ read, not the call; objects are no dicts, so they are turned into some at once; 
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import httpx
@@ -18,6 +18,7 @@ import stripe
 
 from services.billing.domain import (
     CustomerGone,
+    Page,
     PaymentsRefused,
     PaymentsUnavailable,
     StripeCheckout,
@@ -25,6 +26,10 @@ from services.billing.domain import (
     StripeInvoice,
     StripePrice,
     StripeSubscription,
+    SubscriptionStatus,
+    Unreadable,
+    UsageErrors,
+    UsageReport,
 )
 from services.billing.pacing import Gate
 from services.billing.stripe_objects import (
@@ -35,6 +40,7 @@ from services.billing.stripe_objects import (
     read_invoice,
     read_price,
     read_subscription,
+    read_usage_errors,
 )
 
 CALL_TIMEOUT_S: Final = 10.0
@@ -45,6 +51,7 @@ PAGE_SIZE: Final = 100
 _PAUSES_S: Final = (0.5, 1.0, 2.0)
 
 T = TypeVar("T")
+ObjectT = TypeVar("ObjectT", bound=stripe.StripeObject)
 
 
 @asynccontextmanager
@@ -75,7 +82,9 @@ class StripePayments:
 
     def __init__(self, client: stripe.StripeClient, gate: Gate) -> None:
         self._v1 = client.v1
+        self._v2 = client.v2
         self._gate = gate
+        self._meters: dict[str, str] = {}
 
     async def create_customer(self, *, user_id: UUID, email: str | None, idempotency_key: str) -> str:
         params: stripe.params.CustomerCreateParams = {"metadata": {"user_id": str(user_id)}}
@@ -107,16 +116,17 @@ class StripePayments:
         user_id: UUID,
         customer_id: str,
         lookup_key: str,
+        metered_keys: Sequence[str] = (),
         success_url: str,
         cancel_url: str,
         idempotency_key: str,
     ) -> StripeCheckout:
-        price_id = await self._price_id(lookup_key)
+        price_id, *metered_ids = await self._price_ids([lookup_key, *metered_keys])
         params: stripe.params.checkout.SessionCreateParams = {
             "mode": "subscription",
             "customer": customer_id,
             "client_reference_id": str(user_id),
-            "line_items": [{"price": price_id, "quantity": 1}],
+            "line_items": [{"price": price_id, "quantity": 1}, *({"price": metered} for metered in metered_ids)],
             "success_url": success_url,
             "cancel_url": cancel_url,
             "metadata": {"user_id": str(user_id)},
@@ -168,15 +178,18 @@ class StripePayments:
 
     async def fetch_invoice(self, invoice_id: str) -> StripeInvoice | None:
         invoice = await self._call_or_none(lambda: self._v1.invoices.retrieve_async(invoice_id))
-        return read_invoice(invoice.to_dict()) if invoice is not None else None
+        return _read(read_invoice, invoice) if invoice is not None else None
 
-    async def _price_id(self, lookup_key: str) -> str:
+    async def _price_ids(self, lookup_keys: Sequence[str]) -> list[str]:
+        """In the order of the keys."""
         prices = await self._call(
-            lambda: self._v1.prices.list_async({"lookup_keys": [lookup_key], "active": True, "limit": 1})
+            lambda: self._v1.prices.list_async({"lookup_keys": list(lookup_keys), "active": True, "limit": PAGE_SIZE})
         )
-        if not prices.data:
-            raise PaymentsUnavailable(f"Stripe has no active price with the lookup key {lookup_key}.", retry_after_s=60)
-        return prices.data[0].id
+        found = {price.lookup_key: price.id for price in prices.data}
+        for key in lookup_keys:
+            if key not in found:
+                raise PaymentsUnavailable(f"Stripe has no active price with the lookup key {key}.", retry_after_s=60)
+        return [found[key] for key in lookup_keys]
 
     async def _past_due_since(self, subscription_id: str) -> datetime | None:
         """When the oldest open invoice became due: a fact of Stripe's, the same whenever and how often it is asked."""
@@ -191,31 +204,68 @@ class StripePayments:
         )
         return [read_price(price.to_dict()) for price in page.data]
 
-    async def list_customers(self, *, after: str | None) -> Sequence[StripeCustomer]:
+    async def list_customers(self, *, after: str | None) -> Page[StripeCustomer]:
         params: stripe.params.CustomerListParams = {"limit": PAGE_SIZE}
         if after is not None:
             params["starting_after"] = after
         page = await self._call(lambda: self._v1.customers.list_async(params))
-        return [read_customer(customer.to_dict()) for customer in page.data]
+        return await _page(page, _as_read(read_customer))
 
-    async def list_subscriptions(self, *, after: str | None) -> Sequence[StripeSubscription]:
+    async def list_subscriptions(self, *, after: str | None) -> Page[StripeSubscription]:
         params: stripe.params.SubscriptionListParams = {"limit": PAGE_SIZE, "status": "all"}
         if after is not None:
             params["starting_after"] = after
         page = await self._call(lambda: self._v1.subscriptions.list_async(params))
-        return [await self._read_subscription(subscription) for subscription in page.data]
+        return await _page(page, self._read_subscription)
 
-    async def list_invoices(self, *, since: datetime, after: str | None) -> Sequence[StripeInvoice]:
+    async def list_invoices(self, *, since: datetime, after: str | None) -> Page[StripeInvoice]:
         params: stripe.params.InvoiceListParams = {"limit": PAGE_SIZE, "created": {"gte": int(since.timestamp())}}
         if after is not None:
             params["starting_after"] = after
         page = await self._call(lambda: self._v1.invoices.list_async(params))
-        return [read_invoice(invoice.to_dict()) for invoice in page.data]
+        return await _page(page, _as_read(read_invoice))
+
+    async def report_usage(self, report: UsageReport) -> None:
+        params: stripe.params.billing.MeterEventCreateParams = {
+            "event_name": report.meter,
+            "identifier": report.identifier,
+            "timestamp": int(report.used_at.timestamp()),
+            "payload": {"stripe_customer_id": report.stripe_customer_id, "value": str(report.value)},
+        }
+        await self._call(
+            lambda: _unless_known(
+                # The key is the identifier, too: Stripe's error reports name the one or the other.
+                self._v1.billing.meter_events.create_async(params, {"idempotency_key": report.identifier})
+            )
+        )
+
+    async def usage_total(self, *, meter: str, customer_id: str, start: datetime, end: datetime) -> int | None:
+        meter_id = await self._meter_id(meter)
+        if meter_id is None:
+            return None
+        params: stripe.params.billing.MeterListEventSummariesParams = {
+            "customer": customer_id,
+            "start_time": int(start.timestamp()),
+            "end_time": int(end.timestamp()),
+        }
+        page = await self._call_or_none(lambda: self._v1.billing.meters.event_summaries.list_async(meter_id, params))
+        # Stripe's sums are floats; ours are whole units, and exact far beyond any use of a month.
+        return sum(round(summary.aggregated_value) for summary in page.data) if page is not None else None
+
+    async def fetch_usage_errors(self, event_id: str) -> UsageErrors:
+        event = await self._call(lambda: self._v2.core.events.retrieve_async(event_id))
+        return read_usage_errors(event.to_dict())
+
+    async def _meter_id(self, event_name: str) -> str | None:
+        if event_name not in self._meters:
+            page = await self._call(lambda: self._v1.billing.meters.list_async({"status": "active", "limit": 100}))
+            self._meters = {meter.event_name: meter.id async for meter in page.auto_paging_iter()}
+        return self._meters.get(event_name)
 
     async def _read_subscription(self, subscription: stripe.Subscription) -> StripeSubscription:
-        facts = subscription.to_dict()
-        owed_since = await self._past_due_since(subscription.id) if facts["status"] == "past_due" else None
-        return read_subscription(facts, past_due_since=owed_since)
+        is_owing = subscription.to_dict().get("status") == SubscriptionStatus.PAST_DUE
+        owed_since = await self._past_due_since(subscription.id) if is_owing else None
+        return _read(lambda facts: read_subscription(facts, past_due_since=owed_since), subscription)
 
     async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
         """Run one call inside one bound, once more where Stripe only asked for patience."""
@@ -245,6 +295,42 @@ class StripePayments:
                 raise
 
         return await self._call(or_none)
+
+
+async def _unless_known(call: Awaitable[object]) -> None:
+    """An identifier that Stripe knows is usage that it has: the first answer was lost."""
+    try:
+        await call
+    except stripe.InvalidRequestError as error:
+        is_known = error.code == "duplicate_meter_event" or "already exists with identifier" in str(error)
+        if not is_known:
+            raise
+
+
+def _read(read: Callable[[Mapping[str, Any]], T], found: stripe.StripeObject) -> T:
+    try:
+        return read(found.to_dict())
+    except (KeyError, TypeError, ValueError) as error:
+        raise Unreadable("Stripe sent an object of a shape that this version does not know.") from error
+
+
+def _as_read(read: Callable[[Mapping[str, Any]], T]) -> Callable[[stripe.StripeObject], Awaitable[T]]:
+    async def read_one(found: stripe.StripeObject) -> T:
+        return _read(read, found)
+
+    return read_one
+
+
+async def _page(found: stripe.ListObject[ObjectT], read: Callable[[ObjectT], Awaitable[T]]) -> Page[T]:
+    items: list[T] = []
+    unreadable: list[str] = []
+    ids = [one["id"] for one in found.data]
+    for object_id, one in zip(ids, found.data, strict=True):
+        try:
+            items.append(await read(one))
+        except Unreadable:
+            unreadable.append(object_id)
+    return Page(items=items, unreadable=unreadable, last_id=ids[-1] if found.has_more else None)
 
 
 class _SlowDown(PaymentsUnavailable):

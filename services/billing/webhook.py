@@ -21,6 +21,7 @@ MAX_HEADER_LENGTH: Final = 2048
 _TIMESTAMP: Final = re.compile(r"[0-9]{1,11}")
 _ID: Final = re.compile(r"[A-Za-z0-9_]{1,255}")
 _TYPE: Final = re.compile(r"[a-z0-9_.]{1,255}")
+_USAGE_ERRORS: Final = {"v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found"}
 
 # What a stored payload may keep of the object: enough to see what an event was about, nothing that names a person.
 _KEPT: Final = (
@@ -95,12 +96,14 @@ def check_signature(payload: bytes, headers: Sequence[str], secrets: Sequence[st
 
 
 def parse_event(payload: bytes, *, is_live: bool) -> WebhookEvent:
-    """Read a body whose signature was checked; raises NotOurEvent unless it is a snapshot event of our own account."""
+    """Read a body whose signature was checked; raises NotOurEvent unless it is an event of our own account and mode."""
     try:
         body: Any = orjson.loads(payload)
     except orjson.JSONDecodeError:
         raise NotOurEvent("The body is not JSON.") from None
     match body:
+        case {"object": "v2.core.event"}:
+            return _thin_event(cast("Mapping[str, Any]", body), is_live=is_live)
         case {
             "object": "event",
             "id": str(event_id),
@@ -114,10 +117,7 @@ def parse_event(payload: bytes, *, is_live: bool) -> WebhookEvent:
             raise NotOurEvent("The body is not a Stripe event.")
     envelope = cast("Mapping[str, Any]", body)
     subject = cast("Mapping[str, Any]", envelope["data"]["object"])
-    if envelope.get("account") is not None:
-        raise NotOurEvent("The event belongs to a connected account.")
-    if livemode is not is_live:
-        raise NotOurEvent("The event is of the other mode (live or test) than the key.")
+    _require_ours(account=envelope.get("account"), livemode=livemode, is_live=is_live)
     api_version = envelope.get("api_version")
     return WebhookEvent(
         id=event_id,
@@ -129,6 +129,42 @@ def parse_event(payload: bytes, *, is_live: bool) -> WebhookEvent:
         created_at=datetime.fromtimestamp(created, tz=UTC),
         payload={name: subject[name] for name in _KEPT if _is_kept(subject.get(name))},
     )
+
+
+def _thin_event(body: Mapping[str, Any], *, is_live: bool) -> WebhookEvent:
+    """An event that carries no object, only its own id to fetch it by. https://docs.stripe.com/event-destinations"""
+    match body:
+        case {"id": str(event_id), "type": str(event_type), "created": str(created), "livemode": bool(livemode)} if (
+            _ID.fullmatch(event_id) and _TYPE.fullmatch(event_type)
+        ):
+            pass
+        case _:
+            raise NotOurEvent("The body is not a Stripe event.")
+    try:
+        created_at = datetime.fromisoformat(created).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise NotOurEvent("The body is not a Stripe event.") from None
+    _require_ours(account=body.get("context"), livemode=livemode, is_live=is_live)
+    related = body.get("related_object")
+    return WebhookEvent(
+        id=event_id,
+        type=event_type,
+        object_id=event_id,
+        stripe_customer_id=None,
+        is_live=livemode,
+        api_version=None,
+        created_at=created_at,
+        payload={"related_object": _id_or_none(cast("Mapping[str, Any]", related).get("id"))}
+        if isinstance(related, dict)
+        else {},
+    )
+
+
+def _require_ours(*, account: object, livemode: bool, is_live: bool) -> None:
+    if account is not None:
+        raise NotOurEvent("The event belongs to a connected account.")
+    if livemode is not is_live:
+        raise NotOurEvent("The event is of the other mode (live or test) than the key.")
 
 
 def _plain(value: Any) -> str | None:
@@ -153,6 +189,8 @@ def _id_or_none(value: Any) -> str | None:
 
 def object_to_refresh(event: WebhookEvent) -> str | None:
     """Which object the event asks us to fetch again; None where it changes nothing here."""
+    if event.type in _USAGE_ERRORS:
+        return event.id
     # invoice.upcoming speaks of an invoice that does not exist yet.
     wanted = ("customer.subscription.", "checkout.session.", "invoice.")
     prefixes = ("sub_", "cs_", "in_", "cus_")

@@ -101,9 +101,8 @@ async def lease_refreshes(conn: Connection, *, limit: int) -> list[Lease]:
     """
     rows = await conn.fetch(
         """
-        UPDATE billing.refreshes SET lease = gen_random_uuid(), leased_until = now() + make_interval(secs => $2),
-            attempts = attempts + 1
-        WHERE object_id IN (
+        -- MATERIALIZED: a subquery may be run once per row, and would lock as many rows more each time.
+        WITH due AS MATERIALIZED (
             SELECT object_id FROM billing.refreshes
             WHERE done < wanted AND due_at <= now() AND leased_until <= now()
             ORDER BY due_at
@@ -111,7 +110,10 @@ async def lease_refreshes(conn: Connection, *, limit: int) -> list[Lease]:
             -- SKIP LOCKED: workers of several replicas share the work instead of queueing for the same rows.
             FOR UPDATE SKIP LOCKED
         )
-        RETURNING object_id, lease AS token, wanted, clock_timestamp() AS read_at
+        UPDATE billing.refreshes SET lease = gen_random_uuid(), leased_until = now() + make_interval(secs => $2),
+            attempts = attempts + 1
+        FROM due WHERE refreshes.object_id = due.object_id
+        RETURNING refreshes.object_id, lease AS token, wanted, clock_timestamp() AS read_at
         """,
         limit,
         LEASE_S,
@@ -198,45 +200,84 @@ async def count_unclaimed(conn: Connection) -> Mapping[str, Any]:
 # Events again -------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventFilter:
+    """All that is given must match."""
+
+    event_id: str | None = None
+    type: str | None = None
+    object_id: str | None = None
+    stripe_customer_id: str | None = None
+    received_since: datetime | None = None
+    received_until: datetime | None = None
+    is_unhandled: bool = False
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.event_id,
+            self.type,
+            self.object_id,
+            self.stripe_customer_id,
+            self.received_since,
+            self.received_until,
+            self.is_unhandled,
+        )
+
+
 async def find_events(
-    conn: Connection, *, event_type: str | None, object_id: str | None, is_unhandled: bool, limit: int
+    conn: Connection, wanted: EventFilter, *, before: tuple[datetime, str] | None, limit: int
 ) -> list[Record]:
-    """Newest first, with what keeps the unhandled ones."""
+    """Newest first, with what keeps the unhandled ones. `before` is receipt and id of the last one already seen."""
     return await conn.fetch(
         """
-        SELECT stripe_events.id, type, stripe_events.object_id, stripe_customer_id, created, received_at, handled_at,
+        SELECT event.id, type, event.object_id, stripe_customer_id, created, received_at, handled_at,
             refreshes.attempts, refreshes.due_at, refreshes.last_error
-        FROM billing.stripe_events
-        LEFT JOIN billing.refreshes ON handled_at IS NULL AND refreshes.object_id = stripe_events.object_id
-        WHERE ($1::text IS NULL OR type = $1) AND ($2::text IS NULL OR stripe_events.object_id = $2)
-            AND (NOT $3 OR handled_at IS NULL)
-        ORDER BY received_at DESC, stripe_events.id LIMIT $4
+        FROM billing.stripe_events AS event
+        LEFT JOIN billing.refreshes ON handled_at IS NULL AND refreshes.object_id = event.object_id
+        WHERE ($1::text IS NULL OR event.id = $1) AND ($2::text IS NULL OR type = $2)
+            AND ($3::text IS NULL OR event.object_id = $3) AND ($4::text IS NULL OR stripe_customer_id = $4)
+            AND ($5::timestamptz IS NULL OR received_at >= $5) AND ($6::timestamptz IS NULL OR received_at < $6)
+            AND (NOT $7 OR handled_at IS NULL)
+            AND ($8::timestamptz IS NULL OR (received_at, event.id) < ($8, $9))
+        ORDER BY received_at DESC, event.id DESC LIMIT $10
         """,
-        event_type,
-        object_id,
-        is_unhandled,
+        *wanted.values(),
+        before[0] if before else None,
+        before[1] if before else None,
         limit,
     )
 
 
-async def request_replay(
-    conn: Connection, *, event_id: str | None, event_type: str | None, received_since: datetime | None
-) -> int:
+async def find_event(conn: Connection, event_id: str) -> Record | None:
+    """The event whole, and the state of the object it pointed at."""
+    return await conn.fetchrow(
+        """
+        SELECT event.id, type, event.object_id, stripe_customer_id, livemode, api_version, created, received_at,
+            handled_at, payload, coalesce(refreshes.wanted - refreshes.done, 0) AS reasons_left, refreshes.attempts,
+            refreshes.due_at, refreshes.last_error
+        FROM billing.stripe_events AS event LEFT JOIN billing.refreshes USING (object_id)
+        WHERE event.id = $1
+        """,
+        event_id,
+    )
+
+
+async def request_replay(conn: Connection, wanted: EventFilter) -> int:
     """Have the objects of matching events fetched again; return how many objects that is."""
     return await conn.execute(
         """
         INSERT INTO billing.refreshes (object_id)
         SELECT DISTINCT object_id FROM billing.stripe_events
-        WHERE object_id ~ '^(sub|in|cs|cus)_'
+        WHERE object_id ~ '^(sub|in|cs|cus|evt)_'
             AND ($1::text IS NULL OR id = $1) AND ($2::text IS NULL OR type = $2)
-            AND ($3::timestamptz IS NULL OR received_at >= $3)
+            AND ($3::text IS NULL OR object_id = $3) AND ($4::text IS NULL OR stripe_customer_id = $4)
+            AND ($5::timestamptz IS NULL OR received_at >= $5) AND ($6::timestamptz IS NULL OR received_at < $6)
+            AND (NOT $7 OR handled_at IS NULL)
         ORDER BY object_id
         -- ON CONFLICT: as in request_refresh.
         ON CONFLICT (object_id) DO UPDATE SET wanted = refreshes.wanted + 1, due_at = least(refreshes.due_at, now())
         """,
-        event_id,
-        event_type,
-        received_since,
+        *wanted.values(),
     )
 
 

@@ -120,7 +120,9 @@ class Gate:
             return None
         state = scope.setdefault("state", {})
         if identity is None or standing is None:
-            return await self._take(f"ip:{self._client(scope, headers)}", group, *self._limits_of(group, factor=1))
+            return await self._take(
+                f"ip:{client_network(scope, trusted_hops=self._hops)}", group, *self._limits_of(group, factor=1)
+            )
         if standing.is_banned:
             raise AccountBanned("This account is banned.")
         state["identity"], state["standing"], state["sessions"] = identity, standing, self._sessions
@@ -135,7 +137,7 @@ class Gate:
             return []
         if self._switches.in_maintenance("auth") and not await self._is_admin(bearer):
             return None
-        client = self._client(scope, headers)
+        client = client_network(scope, trusted_hops=self._hops)
         is_sign_in = path in _SIGN_IN_PATHS or (
             path == f"{_AUTH}/token" and b"grant_type=refresh_token" not in scope["query_string"]
         )
@@ -194,23 +196,24 @@ class Gate:
             raise ScopeMissing(f"This API key may not do this: {group} is not in its scopes.", route_group=group)
         return holder.identity
 
-    def _client(self, scope: Scope, headers: Sequence[tuple[bytes, bytes]]) -> str:
-        """The client's network: an IPv4 address or an IPv6 /64. Only as many proxy hops are believed as are ours."""
-        address = scope["client"][0] if scope.get("client") else "unknown"
-        if self._hops:
-            chain = [
-                part.strip()
-                for name, value in headers
-                if name == b"x-forwarded-for"
-                for part in value.decode("latin-1").split(",")
-            ]
-            if len(chain) >= self._hops:
-                address = chain[-self._hops]
-        try:
-            ip = ipaddress.ip_address(address)
-        except ValueError:
-            return "unknown"
-        return str(ipaddress.ip_network((ip, 64), strict=False)) if ip.version == 6 else str(ip)  # noqa: PLR2004
+
+def client_network(scope: Scope, *, trusted_hops: int) -> str:
+    """The client's network: an IPv4 address or an IPv6 /64. Only as many proxy hops are believed as are ours."""
+    address = scope["client"][0] if scope.get("client") else "unknown"
+    if trusted_hops:
+        chain = [
+            part.strip()
+            for name, value in scope["headers"]
+            if name == b"x-forwarded-for"
+            for part in value.decode("latin-1").split(",")
+        ]
+        if len(chain) >= trusted_hops:
+            address = chain[-trusted_hops]
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return "unknown"
+    return str(ipaddress.ip_network((ip, 64), strict=False)) if ip.version == 6 else str(ip)  # noqa: PLR2004
 
 
 def _bearer(headers: Sequence[tuple[bytes, bytes]]) -> str | None:

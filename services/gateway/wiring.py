@@ -10,14 +10,13 @@ from uuid import UUID
 
 import httpx
 from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from libs.common import redis
 from libs.common.backbone import Backbone, open_backbone
 from libs.common.clock import Clock, system_clock
 from libs.common.database import Connection
-from libs.common.health import Check, Finding, at_most
+from libs.common.health import Check
 from libs.common.plans import load_plans
 from libs.common.process import Loop, Service
 from services.gateway.accounts.api import AccountRoutes
@@ -32,10 +31,15 @@ from services.gateway.auth.desk import Desk
 from services.gateway.auth.passwords import Passwords
 from services.gateway.auth.tokens import AccessTokens, ApiKeys
 from services.gateway.auth_admin.api import AuthAdminRoutes
+from services.gateway.checks import check_auth_failures, check_mail, check_redis
 from services.gateway.codes.api import CodeRoutes, MailPolicy
 from services.gateway.codes.domain import Redirects
 from services.gateway.codes.operations import Links
+from services.gateway.console.api import Console
+from services.gateway.console.assembly import Assembled, Ingredients, assemble
+from services.gateway.console.door import Access, DoorLimits, PasswordSignIn
 from services.gateway.consumers import Announcer, subscriptions
+from services.gateway.cors import with_cors
 from services.gateway.domain import Identity
 from services.gateway.exports.api import ExportRoutes
 from services.gateway.factors.api import FactorRoutes
@@ -46,12 +50,12 @@ from services.gateway.jobs import Housekeeper
 from services.gateway.limited.api import LimitedRoutes
 from services.gateway.limited.state import LimitedRequests
 from services.gateway.limits import SOCKET_TIMEOUT_S, Limit, RateLimiter
-from services.gateway.mail import queries as mail
 from services.gateway.mail.jobs import MailSender
 from services.gateway.openapi import describe
 from services.gateway.pages.api import PageRoutes
 from services.gateway.passthrough import PassedRoutes
 from services.gateway.project.api import Relay
+from services.gateway.project.desk import ProjectDesk
 from services.gateway.project.state import Project, ProjectKeys, ProjectSessions, ProjectTokens, keep_in_step
 from services.gateway.quotas import Quotas
 from services.gateway.reference.api import ReferenceRoutes
@@ -63,7 +67,6 @@ from services.gateway.sse import StreamSlots
 from services.gateway.switches.state import Switches
 from services.gateway.upstreams import Name, Upstream, open_upstream
 
-MAX_MAIL_AGE_S: Final = 600
 # Below the 5 s in which every answer is promised.
 PROJECT_TIMEOUT: Final = httpx.Timeout(4.0, connect=1.0, pool=1.0)
 
@@ -89,6 +92,7 @@ class _SignIn:
     app: ASGIApp
     verify: Callable[[str], Awaitable[Identity]]
     sessions: Sessions
+    for_console: PasswordSignIn
     keep_in_step: Callable[[Connection, Identity], Awaitable[None]] | None = None
     delete_elsewhere: Callable[[UUID], Awaitable[None]] | None = None
 
@@ -99,26 +103,31 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
         client = await stack.enter_async_context(redis.connect(settings.redis_url.get_secret_value(), name="gateway"))
         announcer, standings = Announcer(client), StandingCache()
         backbone = await stack.enter_async_context(
-            open_backbone(settings, service="gateway", subscriptions=subscriptions(announcer, standings), clock=clock)
+            open_backbone(
+                settings,
+                service="gateway",
+                subscriptions=subscriptions(announcer, standings, frontend_url=settings.frontend_url),
+                clock=clock,
+            )
         )
         live = _live_parts(settings, backbone, client, standings)
         stack.push_async_callback(live.feed.close)
-        checks = [*backbone.checks(), Check(name="redis", probe=_redis_probe(client), runbook="redis")]
-        checks.append(Check(name="mail_oldest_unsent_s", probe=_mail_probe(settings, backbone), runbook="mail"))
+        checks = [
+            *backbone.checks(),
+            check_redis(client),
+            check_mail(backbone.database, is_sent=bool(settings.smtp_url.get_secret_value())),
+            check_auth_failures(backbone.traffic),
+        ]
         sign_in = await _sign_in(stack, settings, backbone, live)
-        routes = await _routes(stack, settings, backbone=backbone, live=live, checks=checks, sign_in=sign_in)
-        counting = await stack.enter_async_context(
-            redis.connect(
-                settings.redis_url.get_secret_value(),
-                name="gateway-limits",
-                max_connections=4,
-                socket_timeout_s=SOCKET_TIMEOUT_S,
-            )
-        )
-        gate = _gate(routes, settings, backbone=backbone, live=live, limiter=RateLimiter(counting), sign_in=sign_in)
+        upstreams = await _open_upstreams(stack, settings)
+        routes = _routes(settings, backbone=backbone, live=live, checks=checks, sign_in=sign_in, upstreams=upstreams)
+        limiter = await _open_limiter(stack, settings)
+        access = _access(settings, backbone, live, limiter=limiter, sign_in=sign_in)
+        gate = _gate(routes, settings, backbone=backbone, live=live, access=access, sign_in=sign_in)
+        console = _console(settings, backbone, live, access=access, upstreams=upstreams, checks=checks)
         yield Service(
             name="gateway",
-            app=backbone.edge(_with_cors(gate, settings)),
+            app=backbone.edge(Console(with_cors(gate, origins=settings.allowed_origins), console=console.app)),
             health_app=backbone.health_app(checks),
             common_loops=(
                 *backbone.common_loops,
@@ -126,15 +135,27 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
                 live.feed.run,
                 live.heads.run,
                 live.limited.run,
+                console.traffic.run,
             ),
             worker_loops=(
                 *backbone.worker_loops,
                 announcer.run,
                 Housekeeper(backbone.database).run,
+                console.sampler.run,
                 *_mail_loops(settings, backbone),
             ),
             stopping=live.stopping,
         )
+
+
+async def _open_limiter(stack: AsyncExitStack, settings: Settings) -> RateLimiter:
+    counting = redis.connect(
+        settings.redis_url.get_secret_value(),
+        name="gateway-limits",
+        max_connections=4,
+        socket_timeout_s=SOCKET_TIMEOUT_S,
+    )
+    return RateLimiter(await stack.enter_async_context(counting))
 
 
 def _live_parts(settings: Settings, backbone: Backbone, client: redis.Redis, standings: StandingCache) -> _Live:
@@ -154,26 +175,30 @@ def _live_parts(settings: Settings, backbone: Backbone, client: redis.Redis, sta
     )
 
 
-async def _routes(
-    stack: AsyncExitStack,
-    settings: Settings,
-    *,
-    backbone: Backbone,
-    live: _Live,
-    checks: list[Check],
-    sign_in: _SignIn,
-) -> ASGIApp:
-    """All public routes, without the gate in front of them."""
+async def _open_upstreams(stack: AsyncExitStack, settings: Settings) -> dict[Name, Upstream]:
     secret = settings.service_token_secret.get_secret_value()
     urls: dict[Name, str] = {
         "billing": settings.billing_url,
         "metering": settings.metering_url,
         "agents": settings.agents_url,
     }
-    upstreams: dict[Name, Upstream] = {
+    return {
         name: await stack.enter_async_context(open_upstream(name, base_url=url, secret=secret))
         for name, url in urls.items()
     }
+
+
+def _routes(
+    settings: Settings,
+    *,
+    backbone: Backbone,
+    live: _Live,
+    checks: list[Check],
+    sign_in: _SignIn,
+    upstreams: dict[Name, Upstream],
+) -> ASGIApp:
+    """All public routes, without the gate in front of them."""
+    secret = settings.service_token_secret.get_secret_value()
     agents = upstreams["agents"]
     quotas = Quotas(upstreams["metering"], upgrade_url=f"{settings.frontend_url.rstrip('/')}/pricing")
     database = backbone.database
@@ -208,11 +233,11 @@ async def _routes(
 
 async def _sign_in(stack: AsyncExitStack, settings: Settings, backbone: Backbone, live: _Live) -> _SignIn:
     if settings.supabase_url:
-        return await _sign_in_by_project(stack, settings)
+        return await _sign_in_by_project(stack, settings, backbone)
     return _sign_in_by_us(settings, backbone, live)
 
 
-async def _sign_in_by_project(stack: AsyncExitStack, settings: Settings) -> _SignIn:
+async def _sign_in_by_project(stack: AsyncExitStack, settings: Settings, backbone: Backbone) -> _SignIn:
     client = await stack.enter_async_context(
         httpx.AsyncClient(base_url=settings.supabase_url, timeout=PROJECT_TIMEOUT, follow_redirects=False)
     )
@@ -222,10 +247,12 @@ async def _sign_in_by_project(stack: AsyncExitStack, settings: Settings) -> _Sig
         service_role_key=settings.supabase_service_role_key.get_secret_value(),
     )
     keys = ProjectKeys(project, kept_s=settings.supabase_jwks_ttl_s)
+    tokens = ProjectTokens(keys, issuer=settings.issuer, secret=settings.jwt_secret)
     return _SignIn(
         app=Relay(project),
-        verify=ProjectTokens(keys, issuer=settings.issuer, secret=settings.jwt_secret).verify,
+        verify=tokens.verify,
         sessions=ProjectSessions(project),
+        for_console=ProjectDesk(backbone.database, project, tokens).sign_in,
         keep_in_step=keep_in_step,
         delete_elsewhere=project.delete_user,
     )
@@ -243,14 +270,17 @@ def _sign_in_by_us(settings: Settings, backbone: Backbone, live: _Live) -> _Sign
     async def verify(token: str) -> Identity:
         return tokens.verify(token)
 
+    desk = Desk(database=backbone.database, passwords=Passwords(), tokens=tokens, keys=live.keys)
     return _SignIn(
-        app=_auth_app(settings, backbone, live, tokens), verify=verify, sessions=OwnSessions(backbone.database)
+        app=_auth_app(settings, live, desk),
+        verify=verify,
+        sessions=OwnSessions(backbone.database),
+        for_console=desk.sign_in,
     )
 
 
-def _auth_app(settings: Settings, backbone: Backbone, live: _Live, tokens: AccessTokens) -> ASGIApp:
+def _auth_app(settings: Settings, live: _Live, desk: Desk) -> ASGIApp:
     """The application at /auth/v1."""
-    desk = Desk(database=backbone.database, passwords=Passwords(), tokens=tokens, keys=live.keys)
     links = Links(issuer=settings.issuer)
     redirects = Redirects(site_url=settings.frontend_url, allowed=settings.auth_redirect_urls)
     interval_s = settings.auth_mail_interval_s
@@ -278,35 +308,15 @@ def _mail_loops(settings: Settings, backbone: Backbone) -> tuple[Loop, ...]:
     return (MailSender(backbone.database, smtp_url=smtp_url, mail_from=settings.mail_from).run,)
 
 
-def _mail_probe(settings: Settings, backbone: Backbone) -> Callable[[], Awaitable[Finding]]:
-    async def probe() -> Finding:
-        if not settings.smtp_url.get_secret_value():
-            return Finding(status="disabled", value="no SMTP_URL is set")
-        async with backbone.database.transaction() as conn:
-            return at_most(await mail.oldest_unsent_age_s(conn), MAX_MAIL_AGE_S)
-
-    return probe
-
-
-def _gate(
-    app: ASGIApp, settings: Settings, *, backbone: Backbone, live: _Live, limiter: RateLimiter, sign_in: _SignIn
-) -> Gate:
-    return Gate(
-        app,
-        verify=sign_in.verify,
-        keys=live.keys,
-        api_keys=ApiKeyCache(backbone.database),
-        standings=Standings(
-            backbone.database,
-            live.standings,
-            admin_user_ids=settings.admin_user_ids,
-            keep_in_step=sign_in.keep_in_step,
-        ),
-        sessions=sign_in.sessions,
-        switches=live.switches,
-        limiter=limiter,
-        limited=live.limited,
-        plans=load_plans(),
+def _access(settings: Settings, backbone: Backbone, live: _Live, *, limiter: RateLimiter, sign_in: _SignIn) -> Access:
+    """Who somebody is and how often they may ask, alike for the gate and the console's door."""
+    standings = Standings(
+        backbone.database,
+        live.standings,
+        admin_user_ids=settings.admin_user_ids,
+        keep_in_step=sign_in.keep_in_step,
+    )
+    limits = DoorLimits(
         general=Limit(
             name="general", max_requests=settings.rate_limit_max_requests, window_ms=settings.rate_limit_window_ms
         ),
@@ -315,6 +325,34 @@ def _gate(
             max_requests=settings.auth_rate_limit_max_requests,
             window_ms=settings.auth_rate_limit_window_ms,
         ),
+        trusted_proxy_hops=settings.trusted_proxy_hops,
+    )
+    return Access(
+        database=backbone.database,
+        sign_in=sign_in.for_console,
+        verify=sign_in.verify,
+        standings=standings,
+        limiter=limiter,
+        limits=limits,
+    )
+
+
+def _gate(
+    app: ASGIApp, settings: Settings, *, backbone: Backbone, live: _Live, access: Access, sign_in: _SignIn
+) -> Gate:
+    return Gate(
+        app,
+        verify=sign_in.verify,
+        keys=live.keys,
+        api_keys=ApiKeyCache(backbone.database),
+        standings=access.standings,
+        sessions=sign_in.sessions,
+        switches=live.switches,
+        limiter=access.limiter,
+        limited=live.limited,
+        plans=load_plans(),
+        general=access.limits.general,
+        sign_in=access.limits.sign_in,
         groups={
             name: Limit(name=name, max_requests=max_requests, window_ms=settings.rate_limit_window_ms)
             for name, max_requests in settings.rate_limit_route_groups.items()
@@ -323,42 +361,24 @@ def _gate(
     )
 
 
-def _with_cors(app: ASGIApp, settings: Settings) -> ASGIApp:
-    """Outside the gate, so that refusals carry the headers, too: a browser shows a script no error without them."""
-    return CORSMiddleware(
-        app,
-        allow_origins=settings.allowed_origins,
-        allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-        allow_headers=[
-            "accept",
-            "apikey",
-            "authorization",
-            "content-type",
-            "idempotency-key",
-            "last-event-id",
-            "prefer",
-            "traceparent",
-            "x-client-info",
-            "x-request-id",
-            "x-supabase-api-version",
-        ],
-        expose_headers=[
-            "Link",
-            "Location",
-            "RateLimit",
-            "RateLimit-Policy",
-            "Retry-After",
-            "X-Request-ID",
-            "X-Supabase-Api-Version",
-            "X-Total-Count",
-        ],
-        max_age=600,
+def _console(
+    settings: Settings,
+    backbone: Backbone,
+    live: _Live,
+    *,
+    access: Access,
+    upstreams: dict[Name, Upstream],
+    checks: list[Check],
+) -> Assembled:
+    """The application at /console and what feeds it."""
+    ingredients = Ingredients(
+        access=access,
+        standing_cache=live.standings,
+        switches=live.switches,
+        slots=live.slots,
+        upstreams=upstreams,
+        public_url=settings.next_public_supabase_url,
+        checks=checks,
+        stopping=live.stopping,
     )
-
-
-def _redis_probe(client: redis.Redis) -> Callable[[], Awaitable[Finding]]:
-    async def probe() -> Finding:
-        await client.ping()  # pyright: ignore[reportUnknownMemberType] - its **kwargs are untyped
-        return Finding(status="ok")
-
-    return probe
+    return assemble(backbone, ingredients)

@@ -302,3 +302,14 @@ def _hold(row: Record) -> Hold:
 
 def _account(row: Record) -> Account:
     return Account(tier=row["tier"] or "free", erased_as=row["erased_as"])
+
+
+async def count_users_at_limits(conn: Connection) -> int:
+    """Users who have used up some limit in the current period."""
+    return await conn.fetchval(
+        """
+        SELECT count(DISTINCT t.user_id) FROM metering.thresholds AS t
+        JOIN public.usage_metrics AS u USING (user_id, metric_type, period_start)
+        WHERE t.percent = 100 AND u.period_start <= now() AND now() < u.period_end AND u.metric_value > 0
+        """
+    )

@@ -36,6 +36,12 @@ async def build(
         checks = [
             *backbone.checks(),
             Check(
+                name="users_at_limits",
+                probe=lambda: _check_limits(backbone.database),
+                runbook="usage-metrics",
+                warns_only=True,
+            ),
+            Check(
                 name="holds_expired_unswept_s",
                 probe=lambda: _check_overdue(backbone.database),
                 runbook="holds-not-swept",
@@ -55,3 +61,8 @@ async def build(
 async def _check_overdue(database: Database) -> Finding:
     async with database.transaction() as conn:
         return at_most(await queries.oldest_overdue_s(conn), MAX_OVERDUE_S)
+
+
+async def _check_limits(database: Database) -> Finding:
+    async with database.transaction() as conn:
+        return at_most(await queries.count_users_at_limits(conn), 0)

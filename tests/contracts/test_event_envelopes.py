@@ -8,7 +8,7 @@ import jsonschema
 import orjson
 import pytest
 
-from libs.common.broker.consumer import parse
+from libs.common.broker.lane import parse
 from libs.common.events import CATALOGUE, CONTENT_TYPE, Event, MalformedEvent
 from libs.common.outbox import OutboxRow
 from tests.builders import an_event

@@ -5,11 +5,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, TypeVar
 from uuid import UUID
 
 from services.billing.domain import (
     CustomerGone,
+    Page,
     PaymentsUnavailable,
     Price,
     StripeCheckout,
@@ -18,9 +19,12 @@ from services.billing.domain import (
     StripePrice,
     StripeSubscription,
     SubscriptionStatus,
+    UsageErrors,
+    UsageReport,
 )
 
 NOW: Final = datetime(2026, 11, 23, tzinfo=UTC)
+ListedT = TypeVar("ListedT", StripeCustomer, StripeSubscription, StripeInvoice)
 LOOKUP_KEYS: Final = ("pro_monthly", "pro_plus_monthly", "enterprise_monthly")
 
 
@@ -32,6 +36,9 @@ class FakePayments:
     sessions: dict[str, StripeCheckout] = field(default_factory=dict[str, StripeCheckout])
     subscriptions: dict[str, StripeSubscription] = field(default_factory=dict[str, StripeSubscription])
     invoices: dict[str, StripeInvoice] = field(default_factory=dict[str, StripeInvoice])
+    meters: set[str] = field(default_factory=lambda: {"tokens_used"})
+    usage: dict[str, UsageReport] = field(default_factory=dict[str, UsageReport])
+    usage_errors: dict[str, UsageErrors] = field(default_factory=dict[str, UsageErrors])
     failures: list[Exception] = field(default_factory=list[Exception])
     calls: list[str] = field(default_factory=list[str])
     _keys: dict[str, str] = field(default_factory=dict[str, str])
@@ -75,6 +82,7 @@ class FakePayments:
         user_id: UUID,
         customer_id: str,
         lookup_key: str,
+        metered_keys: Sequence[str] = (),
         success_url: str,
         cancel_url: str,
         idempotency_key: str,
@@ -142,18 +150,46 @@ class FakePayments:
             if key in LOOKUP_KEYS
         ]
 
-    async def list_customers(self, *, after: str | None) -> Sequence[StripeCustomer]:
+    async def list_customers(self, *, after: str | None) -> Page[StripeCustomer]:
         self._called("list_customers")
-        return list(reversed(self.customers.values())) if after is None else []
+        return self._page(list(self.customers.values()), after)
 
-    async def list_subscriptions(self, *, after: str | None) -> Sequence[StripeSubscription]:
+    async def list_subscriptions(self, *, after: str | None) -> Page[StripeSubscription]:
         self._called("list_subscriptions")
-        return list(reversed(self.subscriptions.values())) if after is None else []
+        return self._page(list(self.subscriptions.values()), after)
 
-    async def list_invoices(self, *, since: datetime, after: str | None) -> Sequence[StripeInvoice]:
+    async def list_invoices(self, *, since: datetime, after: str | None) -> Page[StripeInvoice]:
         self._called("list_invoices")
-        found = [invoice for invoice in reversed(self.invoices.values()) if invoice.created_at >= since]
-        return found if after is None else []
+        return self._page([one for one in self.invoices.values() if one.created_at >= since], after)
+
+    def _page(self, oldest_first: Sequence[ListedT], after: str | None) -> Page[ListedT]:
+        """One object a page: whoever forgets to turn pages is found out."""
+        newest_first = list(reversed(oldest_first))
+        start = [one.id for one in newest_first].index(after) + 1 if after is not None else 0
+        items = newest_first[start : start + 1]
+        has_more = len(newest_first) > start + 1
+        return Page(items=items, last_id=items[-1].id if has_more else None)
+
+    async def report_usage(self, report: UsageReport) -> None:
+        self._called("report_usage")
+        if report.meter not in self.meters:  # taken, and complained of afterwards
+            self.usage_errors[self._new("evt")] = UsageErrors(codes={report.identifier: "no_meter"}, count=1)
+            return
+        self.usage.setdefault(report.identifier, report)
+
+    async def usage_total(self, *, meter: str, customer_id: str, start: datetime, end: datetime) -> int | None:
+        self._called("usage_total")
+        if meter not in self.meters or customer_id not in self.customers:
+            return None
+        return sum(
+            one.value
+            for one in self.usage.values()
+            if (one.meter, one.stripe_customer_id) == (meter, customer_id) and start <= one.used_at < end
+        )
+
+    async def fetch_usage_errors(self, event_id: str) -> UsageErrors:
+        self._called("fetch_usage_errors")
+        return self.usage_errors[event_id]
 
     def _cancel(self, subscription: StripeSubscription) -> None:
         if subscription.status is not SubscriptionStatus.CANCELED:

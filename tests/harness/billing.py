@@ -1,6 +1,6 @@
 """Billing in process, on a database of its own, beside an emulated Stripe that delivers to it."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,8 @@ from uuid import UUID
 import httpx
 import stripe
 
+from libs.common.plans import Plans
+from libs.common.process import Mode
 from services.billing.settings import Settings
 from services.billing.wiring import build
 from tests.harness.database import TestDatabase
@@ -107,7 +109,16 @@ class Billing:
 
 
 @asynccontextmanager
-async def open_billing(place: Place, state: Path, *, delivers: bool = True) -> AsyncGenerator[Billing, None]:
+async def open_billing(
+    place: Place,
+    state: Path,
+    *,
+    delivers: bool = True,
+    plans: Plans | None = None,
+    flags: Sequence[str] = (),
+    mode: Mode = "all",
+) -> AsyncGenerator[Billing, None]:
+    """`flags` are the emulator's. Stripe is called as fast as it answers."""
     port, secret = free_port(), new_webhook_secret()
     settings = place.settings_for(
         Settings,
@@ -115,9 +126,12 @@ async def open_billing(place: Place, state: Path, *, delivers: bool = True) -> A
         stripe_secret_key=SECRET_KEY,
         stripe_webhook_secret=secret,
         stripe_api_base=f"http://127.0.0.1:{port}",
+        stripe_calls_per_s=500,
         frontend_url="https://app.example.com",
     )
-    async with run_service(build(settings)) as running:
+    async with run_service(build(settings, plans=plans), mode=mode) as running:
         webhook_url = f"{running.base_url}/webhooks/stripe" if delivers else None
-        async with stripe_emulator(state, port=port, webhook_secret=secret, webhook_url=webhook_url) as emulator:
+        async with stripe_emulator(
+            state, port=port, webhook_secret=secret, webhook_url=webhook_url, flags=flags
+        ) as emulator:
             yield Billing(running=running, stripe=emulator, database=place.database, settings=settings)

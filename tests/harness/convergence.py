@@ -30,7 +30,7 @@ class Killed(BaseException):
 class FragilePayments:
     """Payments under which the worker dies at random, before a call or after it."""
 
-    def __init__(self, payments: FakePayments, chance: random.Random, *, odds: float) -> None:
+    def __init__(self, payments: Payments, chance: random.Random, *, odds: float) -> None:
         self._payments = payments
         self._chance = chance
         self._odds = odds

@@ -5,7 +5,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +15,7 @@ import httpx
 from tests.harness.patience import eventually
 
 SECRET_KEY: Final = "sk_test_emulated0123456789"
+_V2_HEADERS: Final = {"Authorization": f"Bearer {SECRET_KEY}"}
 ROOT: Final = Path(__file__).parents[2]
 
 
@@ -59,6 +60,12 @@ class StripeEmulator:
         page = await self.api("GET", "events", limit="100")
         return list(reversed(page["data"]))
 
+    async def thin_events(self) -> list[dict[str, Any]]:
+        """Notices of the v2 API, oldest first."""
+        answer = await self._client.get("/v2/core/events", params={"limit": "100"}, headers=_V2_HEADERS)
+        answer.raise_for_status()
+        return list(reversed(answer.json()["data"]))
+
     async def calls(self, method: str, path: str) -> list[dict[str, Any]]:
         return (await self.look("calls", method=method, path=path))["calls"]
 
@@ -71,10 +78,11 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def stripe_emulator(
-    state: Path, *, port: int, webhook_secret: str, webhook_url: str | None = None
+    state: Path, *, port: int, webhook_secret: str, webhook_url: str | None = None, flags: Sequence[str] = ()
 ) -> AsyncGenerator[StripeEmulator, None]:
     """Start an emulator and end it on leaving. Without `webhook_url` it delivers nothing."""
     arguments = ["--port", str(port), "--state", str(state), "--webhook-secret", webhook_secret]
+    arguments += flags
     if webhook_url is not None:
         arguments += ["--webhook-url", webhook_url]
     process = await asyncio.create_subprocess_exec(
@@ -98,6 +106,16 @@ async def stripe_emulator(
         if process.returncode is None:
             process.terminate()
             await process.wait()
+
+
+async def make_meter(stripe: StripeEmulator, event_name: str) -> str:
+    """A meter that sums; return its id."""
+    made = await stripe.api(
+        "POST",
+        "billing/meters",
+        **{"display_name": event_name, "event_name": event_name, "default_aggregation[formula]": "sum"},
+    )
+    return made["id"]
 
 
 def new_webhook_secret() -> str:

@@ -15,6 +15,7 @@ from services.billing import consumers as billing
 from services.gateway import consumers as gateway
 from services.gateway.sessions import StandingCache
 from services.metering import consumers as metering
+from tests.builders import metered_plans
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +40,8 @@ def tables() -> dict[str, Sequence[Subscription]]:
     """By service. Nothing is connected: the gateway's hints go to a Redis client that nobody runs."""
     announcer = gateway.Announcer(redis.asyncio.Redis())
     return {
-        "gateway": gateway.subscriptions(announcer, StandingCache()),
-        "billing": billing.subscriptions(has_payments=True, wake=_nothing),
+        "gateway": gateway.subscriptions(announcer, StandingCache(), frontend_url="https://app.example.com"),
+        "billing": billing.subscriptions(has_payments=True, plans=metered_plans(), wake=_nothing),
         "metering": metering.subscriptions(load_plans()),
         "agents": agents.subscriptions(wake=_nothing),
     }

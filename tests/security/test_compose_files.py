@@ -13,7 +13,8 @@ from ops.home import ROOT
 from ops.stack.compose_files import COMPOSE_FILE, DEVELOPMENT_FILE
 from ops.stack.environments import KNOWN_BY
 
-ONE_SHOT = {"migrate"}
+ONE_SHOT = {"migrate", "operations"}
+OBSERVABILITY_FILE = ROOT / "deploy" / "compose.observability.yaml"
 ENGINES = {"postgres", "rabbitmq", "redis"}
 ADDRESSES = {"DATABASE_URL", "AMQP_URL", "REDIS_URL"}
 SECRET = re.compile(r"PASSWORD|SECRET|_KEY|_KEYS|TOKEN$|DSN|DEFINITIONS")
@@ -124,7 +125,7 @@ def test_a_service_waits_for_schema_and_engines(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(SERVICES))
 def test_a_service_is_given_what_it_knows_and_nothing_of_another(name: str) -> None:
     given = CONTAINERS[name]["environment"]
-    others = {"BILLING_URL", "METERING_URL", "AGENTS_URL"} if name == "gateway" else set[str]()
+    others = {"gateway": {"BILLING_URL", "METERING_URL", "AGENTS_URL"}, "agents": {"METERING_URL"}}.get(name, set())
     assert set(given) == {*KNOWN_BY[name], *ADDRESSES, *others}
     passwords = set(re.findall(r"\$\{([A-Z]+)_(?:DB|AMQP)_PASSWORD", " ".join(given.values())))
     assert passwords == {name.upper()}
@@ -141,3 +142,34 @@ def test_only_what_is_named_reaches_an_image() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     assert next(line for line in lines if not line.startswith("#")) == "*"
     assert not [line for line in lines if re.match(r"!(\.|tests|bench|\*)", line)]
+
+
+OBSERVERS: dict[str, Any] = yaml.load(OBSERVABILITY_FILE.read_text(), Loader)  # noqa: S506
+
+
+@pytest.mark.parametrize("name", sorted(OBSERVERS["services"]))
+def test_an_observer_has_no_rights_and_is_only_there_when_asked_for(name: str) -> None:
+    container = OBSERVERS["services"][name]
+    assert container["profiles"] == ["observability"]
+    assert container["read_only"] is True
+    assert container["cap_drop"] == ["ALL"]
+    assert container["user"] not in ("", "root", "0")
+    assert not [port for port in container.get("ports", ()) if not port.startswith("127.0.0.1:")]
+    assert ":latest" not in container["image"]
+
+
+def test_the_observers_files_are_there() -> None:
+    for config in OBSERVERS["configs"].values():
+        assert (OBSERVABILITY_FILE.parent / config["file"]).exists()
+
+
+def test_the_dashboard_asks_only_for_metrics_that_there_are() -> None:
+    known = (ROOT / "libs" / "common" / "telemetry.py").read_text()
+    names = set(
+        re.findall(
+            r"\b(venture_\w+|http_server_\w+|messages_handled_\w+)", (ROOT / "deploy/grafana/venture.json").read_text()
+        )
+    )
+    bare = {re.sub(r"_(total|count|bucket)$", "", name) for name in names}
+    assert bare
+    assert not [name for name in bare if f'"{name}"' not in known]

@@ -18,6 +18,7 @@ class RunFinished(Event):
     """The run reached its one terminal state. Where we cut it, `is_billable` is false and it costs the user nothing."""
 
     type: ClassVar[str] = "agents.run_finished.v1"
+    measures: ClassVar[tuple[str, ...]] = ("input_tokens", "output_tokens", "cost_micro_usd")
     run_id: UUID
     user_id: UUID
     outcome: Literal["succeeded", "failed", "cancelled", "timed_out"]

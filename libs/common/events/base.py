@@ -30,6 +30,8 @@ class Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     type: ClassVar[str]
+    measures: ClassVar[tuple[str, ...]] = ()
+    """Fields with amounts whose sums are worth a metric."""
 
     event_id: SkipJsonSchema[UUID] = Field(default_factory=new_id, exclude=True)
     """Unique for ever; consumers deduplicate by it. Travels as the envelope's `id`."""

@@ -25,6 +25,7 @@ class PaymentFailed(Event):
     """Collecting an invoice failed; told once per attempt. `invoice_url` is Stripe's page where it can be paid."""
 
     type: ClassVar[str] = "billing.payment_failed.v1"
+    measures: ClassVar[tuple[str, ...]] = ("amount_minor",)
     user_id: UUID
     stripe_invoice_id: str
     amount_minor: int
@@ -37,6 +38,7 @@ class PaymentFailed(Event):
 
 class InvoicePaid(Event):
     type: ClassVar[str] = "billing.invoice_paid.v1"
+    measures: ClassVar[tuple[str, ...]] = ("amount_minor",)
     user_id: UUID
     stripe_invoice_id: str
     amount_minor: int

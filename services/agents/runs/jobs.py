@@ -7,6 +7,7 @@ from typing import Final
 import structlog
 
 from libs.common.database import Database, DatabaseUnavailable
+from libs.common.waiting import woken
 from services.agents.runs import lease_queries, operations, queries
 from services.agents.runs.domain import StopReason
 from services.agents.runs.execution import Engine, Execution
@@ -73,7 +74,7 @@ class RunWorker:
                     await self._database.wait_until_up()
                     continue
                 if leased < room or not room:
-                    await self._sleep_until_woken()
+                    await woken(self._wake, within_s=POLL_INTERVAL_S)
         finally:
             await self._let_go()
 
@@ -96,12 +97,6 @@ class RunWorker:
         if not task.cancelled() and (error := task.exception()) is not None:
             # The run stays leased until the lease expires; then another attempt takes it.
             log.error("run_abandoned", error=type(error).__name__, exc_info=error)
-
-    async def _sleep_until_woken(self) -> None:
-        try:
-            await asyncio.wait_for(self._wake.wait(), timeout=POLL_INTERVAL_S)
-        except TimeoutError:
-            return
 
     async def _let_go(self) -> None:
         if self._active:

@@ -18,8 +18,7 @@ from services.gateway.accounts import queries as accounts
 from services.gateway.admin import queries
 from services.gateway.domain import Identity
 from services.gateway.sessions import CurrentAdmin
-from services.gateway.switches import queries as switches
-from services.gateway.switches.domain import MAINTENANCE
+from services.gateway.switches import operations as switches
 from services.gateway.switches.state import Switches
 from services.gateway.upstreams import Name, Upstream, pass_back
 
@@ -107,21 +106,14 @@ class AdminRoutes:
     async def _switch(
         self, request: Request, admin: CurrentAdmin, body: MaintenanceInput, *, is_on: bool
     ) -> dict[str, Any]:
-        name = f"{MAINTENANCE}:{body.route_group}" if body.route_group else MAINTENANCE
-        expires_in_s = body.expires_in_s if is_on else None
-        state = {"name": name, "is_on": is_on, "expires_in_s": expires_in_s, "reason": body.reason}
         async with self._database.transaction() as conn:
-            before = await switches.lock_switch(conn, name)
-            await switches.upsert_switch(
-                conn, name=name, is_on=is_on, reason=body.reason, actor=str(admin.user_id), expires_in_s=expires_in_s
-            )
-            await queries.insert_audit(
+            state = await switches.set_maintenance(
                 conn,
-                actor=str(admin.user_id),
-                action="maintenance",
-                subject=name,
-                before=before,
-                after=state,
+                actor=admin.user_id,
+                is_on=is_on,
+                route_group=body.route_group,
+                expires_in_s=body.expires_in_s,
+                reason=body.reason,
                 request_id=request.state.request_id,
             )
         await self._switches.refresh()

@@ -192,20 +192,7 @@ class AuthRoutes:
             raise AuthError(422, "phone_provider_disabled", "Phone logins are disabled")
         if not body.email or not body.password:
             raise validation_failed("missing email or password")
-        async with self._database.transaction() as conn:
-            found = await queries.find_credentials(conn, body.email.strip().lower())
-        user_id, stored = found if found is not None else (None, None)
-        # Unknown address, no password and wrong password take the same time and get the same answer.
-        matches = await self._desk.passwords.matches(body.password[:1024], stored)
-        if user_id is None or not matches:
-            raise AuthError(400, "invalid_credentials", "Invalid login credentials")
-        async with self._database.transaction() as conn:
-            signed_in = await operations.start_session(conn, user_id=user_id, method="password")
-            if signed_in.user.is_banned(await conn.fetchval("SELECT now()")):
-                raise AuthError(400, "user_banned", "User is banned")
-            if not signed_in.user.is_confirmed:
-                raise AuthError(400, "email_not_confirmed", "Email not confirmed")
-        return self._desk.session(signed_in)
+        return self._desk.session(await self._desk.sign_in(body.email, body.password))
 
     async def _grant_refresh(self, body: TokenBody) -> dict[str, Any]:
         if not body.refresh_token:

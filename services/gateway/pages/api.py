@@ -1,4 +1,4 @@
-"""HTTP of the playground: one page, one script, one style sheet, read once at start."""
+"""HTTP of the playground: one page, its scripts, one style sheet, read once at start."""
 
 import html
 from pathlib import Path
@@ -20,6 +20,7 @@ class PageRoutes:
         page = (_FOLDER / "playground.html").read_text(encoding="utf-8")
         self._page = page.replace("{{anon_key}}", html.escape(anon_key, quote=True))
         self._script = (_FOLDER / "playground.js").read_text(encoding="utf-8")
+        self._markdown = (_FOLDER / "markdown.js").read_text(encoding="utf-8")
         self._style = (_FOLDER / "playground.css").read_text(encoding="utf-8")
 
     def router(self) -> APIRouter:
@@ -28,6 +29,7 @@ class PageRoutes:
         # Where refusals over a limit send people, when no frontend of the product's own is configured.
         router.add_api_route("/pricing", self.page, methods=["GET"])
         router.add_api_route("/playground.js", self.script, methods=["GET"])
+        router.add_api_route("/markdown.js", self.markdown, methods=["GET"])
         router.add_api_route("/playground.css", self.style, methods=["GET"])
         return router
 
@@ -36,6 +38,9 @@ class PageRoutes:
 
     async def script(self) -> Response:
         return Response(self._script, headers=_HEADERS, media_type="text/javascript; charset=utf-8")
+
+    async def markdown(self) -> Response:
+        return Response(self._markdown, headers=_HEADERS, media_type="text/javascript; charset=utf-8")
 
     async def style(self) -> Response:
         return Response(self._style, headers=_HEADERS, media_type="text/css; charset=utf-8")

@@ -59,9 +59,25 @@ class Project:
         if not response.is_success and response.status_code != 404:  # noqa: PLR2004
             raise ProjectUnavailable("The sign-in service did not delete the account.", retry_after_s=5)
 
-    async def _ask(self, method: str, path: str, headers: Mapping[str, str]) -> httpx.Response:
+    async def prove(self, email: str, password: str) -> tuple[str | None, bool]:
+        """An access token for the right password, else None; and whether a second factor goes with it."""
+        response = await self._ask(
+            "POST",
+            "/auth/v1/token?grant_type=password",
+            {"apikey": self._anon_key},
+            body={"email": email, "password": password},
+        )
+        if not response.is_success:
+            return None, False
+        session: dict[str, Any] = response.json()
+        factors: list[dict[str, Any]] = session["user"].get("factors") or []
+        return session["access_token"], any(factor.get("status") == "verified" for factor in factors)
+
+    async def _ask(
+        self, method: str, path: str, headers: Mapping[str, str], *, body: Mapping[str, Any] | None = None
+    ) -> httpx.Response:
         try:
-            response = await self.client.request(method, path, headers=headers)
+            response = await self.client.request(method, path, headers=headers, json=body)
         except httpx.HTTPError as error:
             raise ProjectUnavailable("The sign-in service does not answer.", retry_after_s=2) from error
         if response.status_code >= 500 or response.status_code == 429:  # noqa: PLR2004

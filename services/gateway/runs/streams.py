@@ -87,7 +87,8 @@ class RunStreams:
     async def _hint(self, hints: asyncio.Queue[bytes]) -> RunEvent | None:
         patience_s = POLL_LIVE_S if self._feed.is_up else POLL_BLIND_S
         try:
-            return orjson.loads(await asyncio.wait_for(hints.get(), timeout=patience_s))
+            async with asyncio.timeout(patience_s):
+                return orjson.loads(await hints.get())
         except TimeoutError:
             return None
 

@@ -1,12 +1,23 @@
 """What billing relies on, of whoever implements `Payments`."""
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
 
+from libs.common.clock import system_clock
 from libs.common.ids import new_id
-from services.billing.domain import CustomerGone, PaymentsUnavailable, StripeCheckout, SubscriptionStatus
+from services.billing.domain import (
+    CustomerGone,
+    PaymentsUnavailable,
+    StripeCheckout,
+    SubscriptionStatus,
+    UsageErrors,
+    UsageReport,
+)
+from tests.builders import METER
 
 if TYPE_CHECKING:
     from tests.contracts.payments.conftest import Provider
@@ -156,3 +167,48 @@ async def test_the_portal_opens_for_a_customer(provider: "Provider") -> None:
     customer_id = await a_customer(provider, new_id())
     url = await provider.payments.create_portal(customer_id=customer_id, return_url="https://app.example.com/")
     assert url.startswith("http")
+
+
+def a_report(customer_id: str, **changes: Any) -> UsageReport:
+    hold_id = new_id()
+    facts: dict[str, Any] = {
+        "hold_id": hold_id,
+        "metric": "tokens",
+        "stripe_customer_id": customer_id,
+        "meter": METER,
+        "identifier": str(hold_id),
+        "value": 40,
+        "used_at": system_clock() - timedelta(hours=2),
+        "is_stale": False,
+        "token": new_id(),
+    }
+    return UsageReport(**{**facts, **changes})
+
+
+async def total(provider: "Provider", report: UsageReport, **changes: Any) -> int | None:
+    start = report.used_at.replace(second=0, microsecond=0)
+    asked: dict[str, Any] = {"meter": report.meter, "customer_id": report.stripe_customer_id}
+    return await provider.payments.usage_total(**{**asked, **changes}, start=start, end=start + timedelta(minutes=1))
+
+
+async def test_usage_is_counted_once_by_its_identifier(provider: "Provider") -> None:
+    report = a_report(await a_customer(provider, new_id()))
+    await provider.payments.report_usage(report)
+    await provider.payments.report_usage(report)
+    assert await total(provider, report) == 40
+    await provider.payments.report_usage(replace(report, identifier=f"{report.identifier}-again", value=2))
+    assert await total(provider, report) == 42
+
+
+async def test_no_meter_or_customer_has_no_total(provider: "Provider") -> None:
+    report = a_report(await a_customer(provider, new_id()))
+    assert await total(provider, report) == 0
+    assert await total(provider, report, meter="unheard_of") is None
+    assert await total(provider, report, customer_id="cus_unknown") is None
+
+
+async def test_usage_that_cannot_be_counted_is_complained_of_afterwards(provider: "Provider") -> None:
+    report = a_report(await a_customer(provider, new_id()), meter="unheard_of")
+    await provider.payments.report_usage(report)
+    errors = await provider.payments.fetch_usage_errors(await provider.usage_complaint())
+    assert errors == UsageErrors(codes={report.identifier: "no_meter"}, count=1)

@@ -9,12 +9,14 @@ from uuid import UUID
 import pytest
 
 from libs.common.database import Database, connect
+from libs.common.ids import new_id
 from libs.common.plans import load_plans
 from services.billing import operations, work_queries
 from services.billing.checkout import Desk
 from services.billing.domain import CheckoutLink, Purchase, Rules
 from services.billing.jobs import StripeSync
 from services.billing.ports import Payments
+from services.billing.reconcile import Reconciler
 from tests.fakes.payments import FakePayments
 from tests.harness.database import TestDatabase
 
@@ -65,6 +67,7 @@ async def run_until_killed(work: Callable[[Payments], Awaitable[Any]], payments:
 
 async def outlive_leases(test_database: TestDatabase) -> None:
     await test_database.execute("UPDATE billing.refreshes SET leased_until = '-infinity'")
+    await test_database.execute("UPDATE billing.reconciliations SET leased_until = '-infinity'")
     await test_database.execute("UPDATE billing.erasures SET due_at = now()")
 
 
@@ -133,6 +136,32 @@ async def test_a_killed_erasure_is_finished_by_the_next_run(
     assert payments.subscriptions[subscription_id].status == "canceled"
     assert await test_database.fetchval("SELECT count(*) FROM billing.customers") == 0
     assert await test_database.fetchval("SELECT count(*) FROM billing.outbox WHERE type LIKE '%user_erased%'") == 1
+
+
+@pytest.mark.parametrize("dies_at", [1, 3, 4, 5, 6, 8])
+async def test_a_killed_comparison_is_begun_again_and_mends_all(
+    database: Database, test_database: TestDatabase, user_id: UUID, dies_at: int
+) -> None:
+    payments = FakePayments()
+    link = await Desk(database, payments, RULES).open_checkout(a_purchase(user_id))
+    subscription_id, invoice_id = payments.complete(link.id)
+    async with database.transaction() as conn:
+        await operations.request_reconciliation(conn, run_id=new_id(), is_fixing=True)
+
+    async def compare(provider: Payments) -> None:
+        await Reconciler(database, provider, RULES, a_sync(database, provider)).run_once()
+
+    assert await run_until_killed(compare, payments, dies_at=dies_at, after=dies_at % 2 == 0)
+    await outlive_leases(test_database)
+    # What the dead one was just mending is due, and done by the loop that does so every day.
+    await a_sync(database, payments).run_once()
+    await compare(payments)
+    assert await test_database.fetchval("SELECT finished_at IS NOT NULL FROM billing.reconciliations")
+    assert (
+        await test_database.fetchval("SELECT id FROM billing.subscriptions WHERE status = 'active'") == subscription_id
+    )
+    assert await test_database.fetchval("SELECT id FROM billing.invoices WHERE is_paid_told") == invoice_id
+    assert await test_database.fetchval("SELECT count(*) FROM billing.drift") == 0
 
 
 async def test_a_worker_that_slept_past_its_lease_stores_nothing(

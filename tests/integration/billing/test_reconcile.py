@@ -1,14 +1,25 @@
 """The comparison with Stripe: what a lost webhook leaves behind is found, reported, and mended on request."""
 
 import asyncio
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 
+from libs.common.database import connect
 from libs.common.ids import new_id
+from libs.common.plans import load_plans
 from ops.reconcile import reconcile as operators_reconcile
+from services.billing import operations
+from services.billing.checkout import Desk
+from services.billing.domain import Page, Purchase, Rules, StripeCustomer, StripeSubscription, Unreadable
+from services.billing.jobs import StripeSync
+from services.billing.reconcile import Reconciler
+from tests.fakes.payments import FakePayments
 from tests.harness.billing import Billing
+from tests.harness.database import TestDatabase
 from tests.harness.services import service_headers
 
 
@@ -75,6 +86,51 @@ async def test_a_fact_that_differs_is_named(quiet_billing: Billing, user_id: UUI
     assert [(row["object_id"], row["what"], row["ours"], row["theirs"]) for row in report["drift"]] == [
         (session["subscription"], "status", "past_due", "active")
     ]
+
+
+class OneIsStrange(FakePayments):
+    """Stripe has subscriptions, and one of them in a status of next year."""
+
+    async def list_subscriptions(self, *, after: str | None) -> Page[StripeSubscription]:
+        page = await super().list_subscriptions(after=after)
+        return replace(page, unreadable=["sub_strange"])
+
+    async def fetch_subscription(self, subscription_id: str) -> StripeSubscription | None:
+        if subscription_id == "sub_strange":
+            raise Unreadable("a status of next year")
+        return await super().fetch_subscription(subscription_id)
+
+
+async def test_an_object_nobody_can_read_is_reported_and_hides_no_other(
+    test_database: TestDatabase, user_id: UUID
+) -> None:
+    payments, rules = OneIsStrange(), Rules(plans=load_plans(), grace=timedelta(days=7))
+    async with connect(test_database.url("venture_billing"), application_name="test") as database:
+        purchase = Purchase(user_id=user_id, email=None, tier="pro", success_url="https://a/", cancel_url="https://a/")
+        subscription_id, _ = payments.complete((await Desk(database, payments, rules).open_checkout(purchase)).id)
+        async with database.transaction() as conn:
+            await operations.request_reconciliation(conn, run_id=new_id(), is_fixing=True)
+        sync = StripeSync(database, payments, rules, woken=asyncio.Event())
+        assert await Reconciler(database, payments, rules, sync).run_once()
+    assert await test_database.fetchval("SELECT id FROM billing.subscriptions WHERE tier = 'pro'") == subscription_id
+    (drift,) = await test_database.fetch("SELECT object_id, what, theirs FROM billing.drift")
+    assert drift == {"object_id": "sub_strange", "what": "unreadable", "theirs": "a status of next year"}
+
+
+class IsBroken(FakePayments):
+    async def list_customers(self, *, after: str | None) -> Page[StripeCustomer]:
+        raise KeyError(after)
+
+
+async def test_a_comparison_that_breaks_waits_with_its_reason(test_database: TestDatabase) -> None:
+    payments, rules = IsBroken(), Rules(plans=load_plans(), grace=timedelta(days=7))
+    async with connect(test_database.url("venture_billing"), application_name="test") as database:
+        async with database.transaction() as conn:
+            await operations.request_reconciliation(conn, run_id=new_id(), is_fixing=False)
+        sync = StripeSync(database, payments, rules, woken=asyncio.Event())
+        assert not await Reconciler(database, payments, rules, sync).run_once()
+    (run,) = await test_database.fetch("SELECT finished_at, last_error FROM billing.reconciliations")
+    assert run == {"finished_at": None, "last_error": "KeyError"}
 
 
 async def test_a_customer_deleted_at_stripe_is_found_and_let_go(quiet_billing: Billing, user_id: UUID) -> None:

@@ -1,5 +1,6 @@
 """The broker's promises on a real RabbitMQ: routed or refused, handled once, retried, parked, never lost."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from uuid import UUID
@@ -193,3 +194,46 @@ async def test_a_consumer_whose_queue_was_deleted_declares_it_again(place: Place
             return event.user_id in seen
 
         await eventually(handled, within_s=20)
+
+
+async def test_what_waits_is_committed_together_and_what_breaks_in_it_is_settled_alone(place: Place) -> None:
+    opened = asyncio.Event()
+    good, again = [UserCreated(user_id=new_id()) for _ in range(12)], UserCreated(user_id=new_id())
+    refused, broken = UserCreated(user_id=new_id()), UserCreated(user_id=new_id())
+
+    async def on_user_created(event: UserCreated, conn: Connection) -> None:
+        await conn.execute("INSERT INTO inbox (event_id, type) VALUES (gen_random_uuid(), $1)", str(event.user_id))
+        await opened.wait()
+        if event.user_id == refused.user_id:
+            raise Invalid("this user makes no sense")
+        if event.user_id == broken.user_id:
+            raise RuntimeError("a bug after all the work was done")
+
+    async def effects() -> dict[str, int]:
+        rows = await place.database.fetch(
+            "SELECT type, count(*) AS n FROM agents.inbox WHERE type LIKE '%-%' GROUP BY 1"
+        )
+        return {row["type"]: row["n"] for row in rows}
+
+    async with consuming(place, on_user_created) as (gateway, _):
+        await publish(gateway, UserCreated(user_id=new_id()))  # it holds the lane until the others are all there
+        await publish(gateway, *good[:6], refused, again, broken, *good[6:])
+        await eventually(lambda: _all_sent(place))
+        await place.database.execute(
+            "UPDATE gateway.outbox SET sent_at = NULL, claimed_until = '-infinity' WHERE id = $1", again.event_id
+        )
+        await eventually(lambda: _all_sent(place))
+        opened.set()
+
+        async def settled() -> bool:
+            return len(await effects()) == len(good) + 2 and bool(await place.parked(QUEUE))
+
+        await eventually(settled)
+        assert {str(event.user_id): 1 for event in (*good, again)}.items() <= (await effects()).items()
+        assert {str(refused.user_id), str(broken.user_id)}.isdisjoint(await effects())
+        commits = await place.database.fetchval("SELECT count(DISTINCT xmin::text) FROM agents.inbox")
+        assert commits < len(good)
+
+
+async def _all_sent(place: Place) -> bool:
+    return await place.database.fetchval("SELECT count(*) FROM gateway.outbox WHERE sent_at IS NULL") == 0

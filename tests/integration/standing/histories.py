@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from libs.common.events.agents import RunProposed
-from libs.common.events.metering import HoldDenied, HoldGranted
+from libs.common.events.metering import HoldDenied, HoldGranted, UsageSettled
 from libs.common.ids import new_id
 from tests.builders import an_event
 from tests.harness.subscriptions import ALL, Subscribed
@@ -54,8 +54,18 @@ async def _was_proposed_by_agents(desk: Desk, event: Any) -> None:
     )
 
 
+async def _pays_for_a_metered_plan(desk: Desk, event: Any) -> None:
+    await desk.place.database.execute(
+        """
+        INSERT INTO billing.accounts (user_id, tier, status, stripe_customer_id) VALUES ($1, 'pro', 'active', 'cus_1')
+        """,
+        event.user_id,
+    )
+
+
 HISTORIES: Final[Mapping[str, History]] = {
     "metering.agents.run_finished.v1": _was_proposed_to_metering,
+    f"billing.{UsageSettled.type}": _pays_for_a_metered_plan,
     f"agents.{HoldGranted.type}": _was_proposed_by_agents,
     f"agents.{HoldDenied.type}": _was_proposed_by_agents,
 }

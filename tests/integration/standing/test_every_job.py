@@ -90,4 +90,4 @@ def jobs_of_all_services() -> set[Any]:
 
 
 def test_every_job_has_work_here() -> None:
-    assert jobs_of_all_services() == {work.job for work in WORK}
+    assert jobs_of_all_services() <= {work.job for work in WORK}

@@ -5,7 +5,7 @@ from typing import Any, Final
 import orjson
 import pytest
 
-from libs.common.broker.consumer import ATTEMPT_HEADER, MAX_UNEXPECTED_ATTEMPTS
+from libs.common.broker.lane import ATTEMPT_HEADER, MAX_UNEXPECTED_ATTEMPTS
 from libs.common.errors import Invalid
 from libs.common.events import CATALOGUE
 from tests.builders import an_event

@@ -11,23 +11,29 @@ from uuid import UUID
 from aiosmtpd.smtp import SMTP
 
 from libs.common.database import Database
+from libs.common.events.metering import UsageSettled
 from libs.common.plans import load_plans
 from libs.common.process import Loop
+from services.agents.ports import NoExtension
 from services.agents.runs.domain import RunEvent
 from services.agents.runs.execution import Engine
+from services.agents.runs.ingredients import AtomShelf
 from services.agents.runs.jobs import EventSweeper, RunWorker
 from services.agents.runs.lease_queries import Caps
+from services.agents.runs.scribe import Scribe
 from services.billing import operations as billing
-from services.billing import work_queries
+from services.billing import usage_operations, work_queries
 from services.billing.checkout import Desk
 from services.billing.domain import Purchase, Rules
 from services.billing.jobs import Reviewer, StripeSync
+from services.billing.usage_reporter import UsageReporter
 from services.gateway.jobs import Housekeeper
 from services.gateway.mail.jobs import MailSender
 from services.metering import operations as metering
 from services.metering.domain import Metric
 from services.metering.jobs import HoldSweeper
-from tests.fakes.payments import FakePayments
+from tests.builders import metered_plans
+from tests.fakes.payments import NOW, FakePayments
 from tests.harness.database import TestDatabase
 from tests.integration.agents.workshop import FakeModel, request_run
 from tests.integration.standing.mortality import Mortality
@@ -100,6 +106,25 @@ async def _two_stopped_paying(place: Workplace) -> None:
 
 def _review(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
     return (Reviewer(mortality.database(place.database), RULES).run,)
+
+
+async def _three_settlements(place: Workplace) -> None:
+    await _buy(place, ADA)
+    await _a_sync(place).run_once()
+    for number in range(3):
+        event = UsageSettled(
+            user_id=ADA,
+            hold_id=UUID(int=number + 1),
+            amounts={"tokens": 10 + number},
+            period_start=NOW,
+            occurred_at=NOW,
+        )
+        async with place.database.transaction() as conn:
+            await usage_operations.record_usage(conn, event, plans=metered_plans())
+
+
+def _report_usage(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
+    return (UsageReporter(mortality.database(place.database), mortality.port(place.payments)).run,)
 
 
 _PLANS: Final = (
@@ -222,12 +247,16 @@ def _forget_streams(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
 
 
 def _work(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
+    database = mortality.database(place.database)
     worker = RunWorker(
         name="mortal",
         engine=Engine(
-            database=mortality.database(place.database),
+            database=database,
+            scribe=Scribe(database),
+            shelf=AtomShelf(database),
             mirror=Unwatched(),
             choose_model=FakeModel().choose,
+            holds=NoExtension(),
             first_token_limit_s=10,
             idle_limit_s=10,
             total_limit_s=30,
@@ -268,6 +297,15 @@ WORK: Final = (
         start=_review,
         is_done="SELECT NOT EXISTS (SELECT FROM billing.accounts WHERE review_at <= now())",
         outcome=_PLANS,
+    ),
+    Work(
+        job=UsageReporter,
+        service="billing",
+        prepare=_three_settlements,
+        start=_report_usage,
+        is_done="SELECT NOT EXISTS (SELECT FROM billing.usage_reports WHERE state = 'waiting')",
+        outcome=("SELECT hold_id, value, state FROM billing.usage_reports ORDER BY 1",),
+        later=("UPDATE billing.usage_reports SET leased_until = '-infinity', due_at = now()",),
     ),
     Work(
         job=HoldSweeper,
@@ -328,6 +366,7 @@ WORK: Final = (
 async def outcome_of(work: Work, place: Workplace) -> list[Any]:
     world = {
         "customers": sorted(place.payments.customers),
+        "usage": sorted(report.value for report in place.payments.usage.values()),
         "subscriptions": sorted((one.id, one.status) for one in place.payments.subscriptions.values()),
         "sessions": len(place.payments.sessions),
     }

@@ -160,3 +160,33 @@ def test_what_names_a_person_is_not_kept() -> None:
 def test_an_event_points_at_the_object_to_fetch(event_type: str, object_id: str | None, refreshed: str | None) -> None:
     event = parse_event(a_payload(type=event_type, data={"object": {"id": object_id}}), is_live=False)
     assert object_to_refresh(event) == refreshed
+
+
+def a_thin_payload(**changes: Any) -> bytes:
+    event = {
+        "id": "evt_test_65",
+        "object": "v2.core.event",
+        "type": "v1.billing.meter.error_report_triggered",
+        "created": "2026-11-23T12:00:00.000Z",
+        "livemode": False,
+        "context": None,
+        "related_object": {"id": "mtr_1", "type": "billing.meter", "url": "/v1/billing/meters/mtr_1"},
+    }
+    return orjson.dumps({**event, **changes})
+
+
+def test_a_thin_event_of_a_meter_points_at_itself() -> None:
+    event = parse_event(a_thin_payload(), is_live=False)
+    assert (event.object_id, object_to_refresh(event)) == ("evt_test_65", "evt_test_65")
+    assert event.payload == {"related_object": "mtr_1"}
+    other = parse_event(a_thin_payload(type="v2.core.health.something", related_object=None), is_live=False)
+    assert object_to_refresh(other) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"livemode": True}, {"context": "acct_other"}, {"created": "yesterday"}, {"created": 7}, {"id": "evt 1"}],
+)
+def test_a_thin_event_that_is_not_ours_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(NotOurEvent):
+        parse_event(a_thin_payload(**changes), is_live=False)

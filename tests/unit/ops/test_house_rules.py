@@ -43,6 +43,7 @@ BROKEN = [
     ("wall-clock", "libs/common/ids.py", "import datetime\ndef f(): return datetime.datetime.utcnow()"),
     ("wall-clock", "services/metering/api.py", "from datetime import date\ndef f(): return date.today()"),
     ("wall-clock", "services/metering/api.py", "def f(clock=datetime.now): ..."),
+    ("lost-cancellation", "libs/common/outbox.py", "async def f():\n    await asyncio.wait_for(g(), timeout=1)"),
     ("broad-except", "services/gateway/gate.py", "def f():\n    try: g()\n    except Exception: log.info('x')"),
     ("broad-except", "services/gateway/gate.py", "def f():\n    try: g()\n    except (KeyError, BaseException): pass"),
     ("broad-except", "services/gateway/gate.py", "def f():\n    try: g()\n    except: return None"),

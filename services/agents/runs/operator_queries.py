@@ -1,0 +1,34 @@
+"""SQL of runs as operators look at them: whosever they are, and when each event of one was written."""
+
+from datetime import datetime
+from uuid import UUID
+
+from libs.common.database import Connection, Record
+
+
+async def list_runs(
+    conn: Connection, *, user_id: str | None, status: str | None, before: tuple[datetime, UUID] | None, limit: int
+) -> list[Record]:
+    """Newest first, behind the cursor, without their texts."""
+    return await conn.fetch(
+        """
+        SELECT id, user_id, status, agent_type, left(task, 160) AS task, model_used, input_tokens, output_tokens,
+            attempt, created_at, started_at, finished_at
+        FROM public.agent_runs
+        WHERE ($1::text IS NULL OR user_id = $1) AND ($2::text IS NULL OR status = $2)
+          AND ($3::timestamptz IS NULL OR (created_at, id) < ($3, $4::uuid))
+        ORDER BY created_at DESC, id DESC LIMIT $5
+        """,
+        user_id,
+        status,
+        *(before or (None, None)),
+        limit,
+    )
+
+
+async def list_events(conn: Connection, run_id: UUID, *, limit: int) -> list[Record]:
+    return await conn.fetch(
+        "SELECT seq, type, data, created_at FROM agents.run_events WHERE run_id = $1 ORDER BY seq LIMIT $2",
+        run_id,
+        limit,
+    )
