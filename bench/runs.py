@@ -5,8 +5,8 @@
     noisy         the same waits of one user alone, and beside another user's thousand waiting runs
     memory        the size of one worker that streams five hundred runs at once
 
-The clients share the machine with the stack. Processor time is told beside each figure: it does not depend on what else
-runs on the machine, as the clock does.
+The clients share the machine with the stack. Processor time is told beside each figure: it depends less on what
+else runs on the machine than the clock does.
 """
 
 import asyncio

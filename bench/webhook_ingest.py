@@ -120,7 +120,7 @@ async def measure(servers: Servers, count: int) -> None:
 
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
-    with start_servers(workers=1) as servers:
+    with start_servers(workers=1, fast=False) as servers:
         for _ in range(3):
             asyncio.run(measure(servers, count))
 

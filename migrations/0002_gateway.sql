@@ -436,6 +436,19 @@ ALTER TABLE gateway.audit_log ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURIT
 CREATE POLICY erasures_gateway ON gateway.erasures TO venture_gateway, venture_owner USING (true) WITH CHECK (true);
 CREATE POLICY erasures_operator ON gateway.erasures FOR SELECT TO venture_operator USING (true);
 CREATE POLICY switches_all ON gateway.switches TO venture_gateway, venture_operator USING (true) WITH CHECK (true);
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY ARRAY['limited_requests', 'traffic_minutes', 'health_samples'] LOOP
+        EXECUTE format('ALTER TABLE gateway.%I ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY', name);
+        EXECUTE format('CREATE POLICY %I ON gateway.%I TO venture_gateway USING (true) WITH CHECK (true)',
+            name || '_gateway', name);
+        EXECUTE format('CREATE POLICY %I ON gateway.%I FOR SELECT TO venture_operator USING (true)',
+            name || '_operator', name);
+    END LOOP;
+END
+$$;
 CREATE POLICY audit_log_all ON gateway.audit_log TO venture_gateway, venture_operator USING (true) WITH CHECK (true);
 
 RESET ROLE;

@@ -12,8 +12,6 @@ from typing import Any, Final, cast
 
 import httpx2
 import orjson
-from anthropic import AsyncAnthropic
-from openai import AsyncOpenAI
 from pydantic_ai.direct import model_request_stream
 from pydantic_ai.exceptions import (
     ModelAPIError,
@@ -34,10 +32,6 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 from pydantic_ai.models import Model, ModelRequestParameters
-from pydantic_ai.models.anthropic import AnthropicModel
-from pydantic_ai.models.openai import OpenAIChatModel
-from pydantic_ai.providers.anthropic import AnthropicProvider
-from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 
@@ -76,13 +70,20 @@ class Access:
 async def open_models(
     *, openai: Access | None, anthropic: Access | None, silence_s: float
 ) -> AsyncGenerator[Mapping[str, Callable[[str], ModelProvider]], None]:
-    """Openers of models by provider, for the providers given. `silence_s`: no read takes longer."""
+    """Openers of models by provider, for the providers given. `silence_s`: no read takes longer.
+
+    The library of a provider is loaded where it has a key: each weighs some 40 MB.
+    """
     timeout = httpx2.Timeout(silence_s, connect=CONNECT_TIMEOUT_S)
     # No bound on connections here: how many calls a provider gets at once is the router's bulkhead.
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=32)
     openers: dict[str, Callable[[str], ModelProvider]] = {}
     async with httpx2.AsyncClient(timeout=timeout, limits=limits) as http:
         if openai is not None:
+            from openai import AsyncOpenAI  # noqa: PLC0415 - see above, as the next two
+            from pydantic_ai.models.openai import OpenAIChatModel  # noqa: PLC0415
+            from pydantic_ai.providers.openai import OpenAIProvider  # noqa: PLC0415
+
             client = AsyncOpenAI(
                 api_key=openai.api_key, base_url=openai.base_url, max_retries=0, timeout=timeout, http_client=http
             )
@@ -91,6 +92,10 @@ async def open_models(
                 "openai", OpenAIChatModel(name, provider=openai_provider), silence_s=silence_s
             )
         if anthropic is not None:
+            from anthropic import AsyncAnthropic  # noqa: PLC0415 - see above, as the next two
+            from pydantic_ai.models.anthropic import AnthropicModel  # noqa: PLC0415
+            from pydantic_ai.providers.anthropic import AnthropicProvider  # noqa: PLC0415
+
             claude = AsyncAnthropic(
                 api_key=anthropic.api_key, base_url=anthropic.base_url, max_retries=0, timeout=timeout, http_client=http
             )

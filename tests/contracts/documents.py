@@ -19,9 +19,11 @@ import services
 from libs.common.errors import VentureError
 from libs.common.health import health_router
 from libs.common.http import create_app
+from services.agents.atoms import api as atoms
 from services.agents.background import api as background
 from services.agents.prompts import api as prompts
 from services.agents.runs import api as runs
+from services.agents.templates import api as templates
 from services.billing import api as billing
 from services.billing import operator_api
 from services.gateway.accounts.api import AccountRoutes
@@ -51,6 +53,8 @@ VERSION: Final = "0.1.0"
 _BEHIND: Final = (
     runs.Routes,
     prompts.Routes,
+    templates.Routes,
+    atoms.Routes,
     background.Routes,
     billing.Routes,
     operator_api.OperatorRoutes,

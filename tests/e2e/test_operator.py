@@ -27,11 +27,12 @@ def operator(stack: Stack, capsys: pytest.CaptureFixture[str]) -> Operator:
 
 
 def contents(stack: Stack) -> dict[str, str]:
-    """A digest of every row of every table."""
+    """A digest of every row of every table, but for those that write down the passing of time for charts."""
     with psycopg.connect(stack.operator_environment()["SUPERUSER_DATABASE_URL"]) as conn:
         names = conn.execute(
             """SELECT schemaname, tablename FROM pg_tables
-               WHERE schemaname IN ('public', 'auth', 'gateway', 'billing', 'metering', 'agents')"""
+               WHERE schemaname IN ('public', 'auth', 'gateway', 'billing', 'metering', 'agents')
+                 AND tablename NOT IN ('traffic_minutes', 'health_samples')"""
         ).fetchall()
         digests: dict[str, str] = {}
         for name in names:
@@ -50,6 +51,21 @@ async def test_a_dry_run_of_anything_changes_nothing(
     await run_to_its_end(person)
     event_id = await stripe_event(environment)
     message_id = await park_one(environment)
+    try:
+        await nothing_changes(stack, operator, person, environment, event_id=event_id, message_id=message_id)
+    finally:
+        await asyncio.to_thread(operator.venture, "parked", "discard", message_id, "--yes")
+
+
+async def nothing_changes(
+    stack: Stack,
+    operator: Operator,
+    person: Person,
+    environment: Mapping[str, str],
+    *,
+    event_id: str,
+    message_id: str,
+) -> None:
     settings = stack.home.dotenv.read_text()
 
     async def is_settled() -> bool:
@@ -92,7 +108,6 @@ async def test_a_dry_run_of_anything_changes_nothing(
     assert contents(stack) == before
     assert stack.home.dotenv.read_text() == settings
     assert [row["id"] for row in await asyncio.to_thread(operator.ok, "parked", "list")] == [message_id]
-    await asyncio.to_thread(operator.ok, "parked", "discard", message_id, "--yes")
 
 
 async def test_usage_reset_twice_gives_the_quota_back_once(operator: Operator, person: Person) -> None:

@@ -23,7 +23,7 @@ async def test_a_thousand_intents_are_a_thousand_objects(test_database: TestData
         stripe_emulator(tmp_path / "stripe.db", port=free_port(), webhook_secret=new_webhook_secret()) as stripe,
         open_stripe(SECRET_KEY, api_base=stripe.url, calls_per_s=200) as payments,
     ):
-        await plan_faults(stripe, rounds=20)
+        await plan_faults(stripe, rounds=20, hangs=20)
         await buy_all(Desk(database, payments, rules), [new_id() for _ in range(INTENTS)])
         assert await count_objects(stripe, "customers") == INTENTS
         assert await count_objects(stripe, "checkout/sessions") == INTENTS

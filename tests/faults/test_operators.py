@@ -217,8 +217,8 @@ FAULTS: Final[Mapping[str, tuple[Fault, str]]] = {
 }
 # Shown by `promtool` alone: breaking these for real needs a loaded machine, a full disk or hours of silence.
 BY_RULE_ALONE: Final = {
-    "ErrorRate", "ResponseTimes", "DiskFull", "HoldsNotSwept", "LeasesExpired", "RunsUnserved", "ProposalsUnanswered",
-    "ModelsUnavailable",
+    "ErrorRate", "ResponseTimes", "UsageNotReported", "DiskFull", "HoldsNotSwept", "LeasesExpired", "RunsUnserved",
+    "ProposalsUnanswered", "ModelsUnavailable",
 }  # fmt: skip
 
 

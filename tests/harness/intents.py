@@ -12,7 +12,7 @@ from tests.harness.stripe_emulator import StripeEmulator
 AT_ONCE = 8
 
 
-async def plan_faults(stripe: StripeEmulator, *, rounds: int) -> None:
+async def plan_faults(stripe: StripeEmulator, *, rounds: int, hangs: int = 0) -> None:
     """Before the work and after it, as a status, a limit and a cut connection, spread over the calls to come."""
     for number in range(rounds):
         for path in ("/v1/customers", "/v1/checkout/sessions"):
@@ -26,6 +26,11 @@ async def plan_faults(stripe: StripeEmulator, *, rounds: int) -> None:
                 ("cut", 500),
             ):
                 await stripe.control("faults", kind=kind, method="POST", path=path, status=status, times=2, skip=skip)
+    for number in range(hangs):
+        # Longer than any user is kept waiting: given up here, done there.
+        await stripe.control(
+            "faults", kind="applied_then_hang", method="POST", path="/v1/*", skip=number * 40, delay_s=6
+        )
 
 
 async def buy_all(desk: Desk, users: Sequence[UUID]) -> None:

@@ -46,9 +46,10 @@ class Servers:
 
 
 @contextmanager
-def start_servers(*, workers: int) -> Generator[Servers, None, None]:
+def start_servers(*, workers: int, fast: bool = True) -> Generator[Servers, None, None]:
+    """`fast`: a commit need not reach the disk. What measures commits wants them to."""
     vhosts = [f"test{number}" for number in range(max(workers, 1))]
-    with _containers(vhosts) if _docker_answers() else _native(vhosts) as servers:
+    with _containers(vhosts, fast=fast) if _docker_answers() else _native(vhosts, fast=fast) as servers:
         _make_template(servers)
         yield servers
 
@@ -64,8 +65,8 @@ def _role_passwords() -> dict[str, str]:
 
 
 @contextmanager
-def _native(vhosts: Sequence[str]) -> Generator[Servers, None, None]:
-    with start_engines(vhosts=vhosts) as engines:
+def _native(vhosts: Sequence[str], *, fast: bool) -> Generator[Servers, None, None]:
+    with start_engines(vhosts=vhosts, fast=fast) as engines:
         yield Servers(
             postgres_url=engines.postgres_url("").rstrip("/"),
             amqp_urls={user: engines.amqp_url("", user).rstrip("/") for user in engines.amqp_passwords},
@@ -76,7 +77,7 @@ def _native(vhosts: Sequence[str]) -> Generator[Servers, None, None]:
 
 
 @contextmanager
-def _containers(vhosts: Sequence[str]) -> Generator[Servers, None, None]:
+def _containers(vhosts: Sequence[str], *, fast: bool) -> Generator[Servers, None, None]:
     from testcontainers.community.postgres import PostgresContainer  # noqa: PLC0415
     from testcontainers.community.redis import RedisContainer  # noqa: PLC0415
     from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - only where an engine answers
@@ -85,10 +86,12 @@ def _containers(vhosts: Sequence[str]) -> Generator[Servers, None, None]:
     superuser_password = secrets.token_hex(16)
     amqp_passwords = {user: secrets.token_hex(16) for user in (OPERATOR, *SERVICES)}
     # Tests throw their data away, so nothing needs to reach the disk.
-    fast = "-c max_connections=300 -c fsync=off -c synchronous_commit=off -c full_page_writes=off"
+    flags = "-c max_connections=300" + (
+        " -c fsync=off -c synchronous_commit=off -c full_page_writes=off" if fast else ""
+    )
     with (
         PostgresContainer("postgres:17", username="postgres", password=superuser_password, dbname="postgres")
-        .with_command(f"postgres {fast}") as postgres,
+        .with_command(f"postgres {flags}") as postgres,
         DockerContainer("rabbitmq:4-management")
         .with_env("DEFINITIONS", render_definitions(vhosts=vhosts, passwords=amqp_passwords))
         .with_command(["sh", "-euc", _BROKER])

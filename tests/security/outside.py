@@ -12,6 +12,7 @@ SECRET: Final = "topsecret of Bea"
 BODIES: Final[Mapping[str, Any]] = {
     "/feedback": {"verdict": "approved"},
     "/bookmark": {"bookmarked": True},
+    "/restore": {"version": 1},
     "/approval": {"decision": "approved"},
     "/v1/templates/": {"name": "x", "instructions": "x"},
     "/v1/admin/users/": {"tier": "pro"},

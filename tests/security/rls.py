@@ -107,7 +107,7 @@ class Table:
     def literal(self, column: str, person: str, *, fresh: bool = False) -> str:
         """A value of A's row, of B's, or of a new one; a person's rows in all tables point at each other."""
         kind, digit = self.columns[column], str({"A": 1, "B": 2, "admin": 3}[person] + fresh * 3)
-        if column in {self.owner_column, "user_id"}:
+        if column in {self.owner_column, "user_id"} and kind in {"uuid", "text", "bytea"}:
             return f"'{_id(person)}'"
         row = _id(person) if not fresh else _id(person).replace("7", "9")
         by_type = {
@@ -116,11 +116,10 @@ class Table:
             "jsonb": "'{}'",
             "boolean": "true",
             "bytea": f"'{row}'::bytea",
-            "text[]": "'{}'",
             "date": f"'2026-01-0{digit}'",
             "timestamp with time zone": f"'2026-01-0{digit}T00:00:00Z'",
         }
-        return by_type.get(kind, digit)
+        return by_type.get(kind, "'{}'" if kind.endswith("[]") else digit)
 
 
 def _id(person: str) -> str:

@@ -256,7 +256,8 @@ async def test_a_key_in_redis_is_ours_whatever_came_in(house: House, trail: Walk
             await client.get("/v1/profile", headers={"Authorization": f"Bearer {value!r}"})
         seen: list[str] = []
         while not any("evalsha" in command.lower() for command in seen[-3:]) or len(seen) < 12:
-            seen.append((await asyncio.wait_for(monitor.next_command(), 5))["command"])
+            async with asyncio.timeout(5):
+                seen.append((await monitor.next_command())["command"])
     await looking.aclose()
     keys = {key for command in seen for key in re.findall(r"\brl:\S+", command)}
     assert keys

@@ -75,14 +75,12 @@ async def test_of_two_who_redeem_one_authorisation_code_at_once_one_gets_tokens(
     challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).decode().rstrip("=")
     flow = {"code_challenge": challenge, "code_challenge_method": "s256"}
     await client.post("/auth/v1/recover", json={"email": email, **flow})
-    link = urlsplit((await letter(place, email, "recovery"))["link"])
+    link = urlsplit(str((await letter(place, email, "recovery"))["link"]))
     landed = await client.get(f"{link.path}?{link.query}", follow_redirects=False)
     code = parse_qs(urlsplit(landed.headers["location"]).query)["code"][0]
-    wrong = await client.post(f"{GRANT}pkce", json={"auth_code": code, "code_verifier": secrets.token_urlsafe(48)})
-    assert wrong.status_code == 400
     right = {"auth_code": code, "code_verifier": verifier}
     answers = await asyncio.gather(*(client.post(f"{GRANT}pkce", json=right) for _ in range(10)))
-    assert sum(answer.status_code == 200 for answer in answers) <= 1
+    assert sum(answer.status_code == 200 for answer in answers) == 1
     assert all(answer.status_code in {200, 400, 403, 404} for answer in answers)
 
 
