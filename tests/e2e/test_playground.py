@@ -72,6 +72,7 @@ async def test_a_newcomer_runs_an_agent_and_upgrades(
     await expect(page.get_by_role("status").filter(has_text="You are on pro now.")).to_be_visible()
     await expect(usage).to_contain_text("1 of 1,000")
     await expect(answer).to_contain_text("Checklist")  # the answer is still there
+    await expect(usage.get_by_role("button", name="Manage the subscription")).to_be_visible()
     if keep is not None:
         await page.screenshot(path=keep / "playground-upgraded.png")
     assert complaints == []
