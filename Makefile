@@ -11,7 +11,7 @@ T = tests --ignore=tests/faults
 WORKERS = 2
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs env migrate release rollback doctor demo test smoke faults contracts check lint format types clean
+.PHONY: help up down status logs env migrate release rollback doctor demo test smoke faults contracts check lint format types audit sbom clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
@@ -76,6 +76,12 @@ format: $(ENVIRONMENT_IS_CURRENT) ## Format the code and mend what can be mended
 
 types: $(ENVIRONMENT_IS_CURRENT) ## Check the types
 	@.venv/bin/basedpyright
+
+audit: $(ENVIRONMENT_IS_CURRENT) ## Look up known vulnerabilities and secrets in the history; needs PyPI
+	@sh scripts/audit.sh
+
+sbom: $(ENVIRONMENT_IS_CURRENT) ## Write the bill of materials of the images (CycloneDX)
+	@sh scripts/sbom.sh
 
 clean: $(ENVIRONMENT_IS_CURRENT) ## Stop everything and remove its data; .env and .venv stay
 	@$(STACK) wipe

@@ -117,6 +117,13 @@ BEGIN
                 type text NOT NULL,
                 handled_at timestamptz NOT NULL DEFAULT now()
             );
+            ALTER TABLE %1$I.outbox ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+            ALTER TABLE %1$I.inbox ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+            -- The owner, because triggers that act as it write events, and forced row-level security binds it, too.
+            CREATE POLICY outbox_service ON %1$I.outbox TO venture_%1$s, venture_owner USING (true) WITH CHECK (true);
+            CREATE POLICY outbox_operator ON %1$I.outbox FOR SELECT TO venture_operator USING (true);
+            CREATE POLICY inbox_service ON %1$I.inbox TO venture_%1$s USING (true) WITH CHECK (true);
+            CREATE POLICY inbox_operator ON %1$I.inbox FOR SELECT TO venture_operator USING (true);
             GRANT SELECT, INSERT, UPDATE, DELETE ON %1$I.outbox TO venture_%1$s;
             GRANT SELECT, INSERT ON %1$I.inbox TO venture_%1$s;
             GRANT SELECT ON %1$I.outbox, %1$I.inbox TO venture_operator;

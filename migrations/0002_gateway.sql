@@ -430,4 +430,12 @@ GRANT SELECT ON gateway.erasures, gateway.switches TO venture_operator;
 -- Maintenance must also be possible while no gateway answers.
 GRANT INSERT, UPDATE ON gateway.switches TO venture_operator;
 
+ALTER TABLE gateway.erasures ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE gateway.switches ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE gateway.audit_log ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+CREATE POLICY erasures_gateway ON gateway.erasures TO venture_gateway, venture_owner USING (true) WITH CHECK (true);
+CREATE POLICY erasures_operator ON gateway.erasures FOR SELECT TO venture_operator USING (true);
+CREATE POLICY switches_all ON gateway.switches TO venture_gateway, venture_operator USING (true) WITH CHECK (true);
+CREATE POLICY audit_log_all ON gateway.audit_log TO venture_gateway, venture_operator USING (true) WITH CHECK (true);
+
 RESET ROLE;

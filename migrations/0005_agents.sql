@@ -36,7 +36,7 @@ CREATE TABLE public.agent_runs (
     profile jsonb NOT NULL DEFAULT '{}',
     template_id uuid,
     background_event_id uuid,
-    -- What a reader of the output should know, and the atoms of its prompt, for feedback to find them.
+    -- What a reader of the output should know, and the atoms of its prompt (key@version), for feedback to find them.
     warnings jsonb NOT NULL DEFAULT '[]',
     atoms text[] NOT NULL DEFAULT '{}',
     -- Of a run nobody asked for, where its endpoint wants a person to look first; NULL for all others.
@@ -116,10 +116,24 @@ CREATE TABLE public.user_template_customizations (
     name text NOT NULL,
     agent_type text NOT NULL,
     instructions text NOT NULL,
+    version integer NOT NULL DEFAULT 1,
+    -- The right to read the template, for whoever has the link. Random throughout.
+    share_token uuid UNIQUE,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX user_template_customizations_user ON public.user_template_customizations (user_id, created_at DESC, id DESC);
+
+-- What each template said before, the present version included.
+CREATE TABLE agents.template_versions (
+    template_id uuid NOT NULL REFERENCES public.user_template_customizations (id) ON DELETE CASCADE,
+    version integer NOT NULL,
+    user_id text NOT NULL,
+    name text NOT NULL,
+    instructions text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (template_id, version)
+);
 
 CREATE TABLE public.prompt_atoms (
     key text PRIMARY KEY,
@@ -140,9 +154,25 @@ CREATE TABLE public.prompt_atoms (
     -- Verdicts of users on runs it took part in.
     approvals integer NOT NULL DEFAULT 0,
     rejections integer NOT NULL DEFAULT 0,
-    is_active boolean NOT NULL DEFAULT true
+    is_active boolean NOT NULL DEFAULT true,
+    changed_at timestamptz NOT NULL DEFAULT now(),
+    -- The admin; NULL for what ships with the product.
+    changed_by text
 );
 CREATE UNIQUE INDEX prompt_atoms_one_default ON public.prompt_atoms (category) WHERE is_default;
+
+-- What an atom said before it was changed, with the verdicts on that version.
+CREATE TABLE agents.prompt_atom_versions (
+    key text NOT NULL REFERENCES public.prompt_atoms (key),
+    version integer NOT NULL,
+    category text NOT NULL,
+    title text NOT NULL,
+    body text NOT NULL,
+    approvals integer NOT NULL,
+    rejections integer NOT NULL,
+    replaced_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (key, version)
+);
 
 CREATE TABLE agents.webhook_endpoints (
     id uuid PRIMARY KEY,
@@ -238,6 +268,8 @@ ALTER TABLE agents.run_events ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURIT
 ALTER TABLE agents.run_feedback ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE public.vibe_configs ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE public.user_template_customizations ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE agents.template_versions ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE agents.prompt_atom_versions ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE public.prompt_atoms ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE agents.webhook_endpoints ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE public.background_events ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
@@ -247,14 +279,17 @@ GRANT USAGE ON SCHEMA agents TO authenticated;
 GRANT USAGE ON SEQUENCE agents.lease_tokens TO venture_agents;
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON agents.entitlements, public.agent_runs, agents.run_events, agents.run_feedback, public.vibe_configs,
-    public.user_template_customizations, agents.webhook_endpoints, public.background_events, agents.proposals
-    TO venture_agents;
+    public.user_template_customizations, agents.template_versions, agents.webhook_endpoints, public.background_events,
+    agents.proposals TO venture_agents;
 GRANT SELECT, INSERT, UPDATE ON public.prompt_atoms TO venture_agents;
+GRANT SELECT, INSERT ON agents.prompt_atom_versions TO venture_agents;
 CREATE POLICY entitlements_agents ON agents.entitlements TO venture_agents USING (true) WITH CHECK (true);
 CREATE POLICY agent_runs_agents ON public.agent_runs TO venture_agents USING (true) WITH CHECK (true);
 CREATE POLICY run_events_agents ON agents.run_events TO venture_agents USING (true) WITH CHECK (true);
 CREATE POLICY vibe_configs_agents ON public.vibe_configs TO venture_agents USING (true) WITH CHECK (true);
 CREATE POLICY templates_agents ON public.user_template_customizations TO venture_agents USING (true) WITH CHECK (true);
+CREATE POLICY template_versions_agents ON agents.template_versions TO venture_agents USING (true) WITH CHECK (true);
+CREATE POLICY prompt_atom_versions_agents ON agents.prompt_atom_versions TO venture_agents USING (true) WITH CHECK (true);
 CREATE POLICY run_feedback_agents ON agents.run_feedback TO venture_agents USING (true) WITH CHECK (true);
 CREATE POLICY prompt_atoms_agents ON public.prompt_atoms TO venture_agents USING (true) WITH CHECK (true);
 CREATE POLICY webhook_endpoints_agents ON agents.webhook_endpoints TO venture_agents USING (true) WITH CHECK (true);
@@ -291,6 +326,10 @@ CREATE POLICY templates_read ON public.user_template_customizations FOR SELECT T
     USING (user_id = (SELECT auth.uid()::text) OR (SELECT public.is_admin()));
 CREATE POLICY templates_insert ON public.user_template_customizations FOR INSERT TO authenticated
     WITH CHECK (user_id = (SELECT auth.uid()::text));
+
+GRANT SELECT ON agents.template_versions TO authenticated;
+CREATE POLICY template_versions_read ON agents.template_versions FOR SELECT TO authenticated
+    USING (user_id = (SELECT auth.uid()::text) OR (SELECT public.is_admin()));
 
 GRANT SELECT (id, user_id, kind, name, auto_suggest, approval_required, created_at) ON agents.webhook_endpoints TO authenticated;
 GRANT INSERT (id, user_id, kind, name, secret, auto_suggest, approval_required) ON agents.webhook_endpoints

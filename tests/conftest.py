@@ -41,6 +41,9 @@ class SharedServers:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", default="", help="keep what the browser saw in this folder (docs/img)")
     parser.addoption("--seed", type=int, default=0, help="repeat a fault test's schedule by the seed it printed")
+    parser.addoption(
+        "--rewrite-expected", action="store_true", help="take what tests/security finds as the reviewed table"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -73,13 +76,26 @@ async def test_database(servers: Servers) -> AsyncGenerator[TestDatabase, None]:
         yield database
 
 
+def _place(database: TestDatabase, worker_id: str) -> Place:
+    number = int(worker_id.removeprefix("gw")) if worker_id != "master" else 0
+    return Place(database=database, vhost=database.servers.vhosts[number], redis_number=number)
+
+
 @pytest.fixture
 async def place(test_database: TestDatabase, worker_id: str) -> AsyncGenerator[Place, None]:
     """Database, vhost and Redis database for the services of one test; the vhost is swept afterwards."""
-    number = int(worker_id.removeprefix("gw")) if worker_id != "master" else 0
-    place = Place(database=test_database, vhost=test_database.servers.vhosts[number], redis_number=number)
+    place = _place(test_database, worker_id)
     yield place
     await place.delete_queues()
+
+
+@pytest.fixture(scope="module")
+async def lasting_place(servers: Servers, worker_id: str) -> AsyncGenerator[Place, None]:
+    """The same for a whole file, whose tests look at one house from many sides and do not count what others left."""
+    async with new_database(servers) as database:
+        place = _place(database, worker_id)
+        yield place
+        await place.delete_queues()
 
 
 @pytest.fixture(scope="session")

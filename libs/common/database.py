@@ -43,6 +43,7 @@ _INFRASTRUCTURE: Final = (
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
     asyncpg.LockNotAvailableError,
+    asyncpg.ObjectNotInPrerequisiteStateError,  # the database takes no connections: a restored one is put in its place
     asyncpg.InvalidAuthorizationSpecificationError,
     ConnectionError,
     TimeoutError,
@@ -126,6 +127,10 @@ class Database:
         except (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError) as error:
             # PostgreSQL text cannot hold NUL; said once here instead of at every input.
             raise Invalid("Text must not contain NUL characters.") from error
+        except asyncpg.InsufficientPrivilegeError:
+            # A grant or a policy refused: somebody reached for what is not theirs, or a route forgot whom it acts for.
+            log.error("database_refused_access")  # noqa: TRY400 - whoever catches it tells where
+            raise
         except _INFRASTRUCTURE as error:
             if isinstance(error, ValueError):  # asyncpg's "this value does not fit that parameter": our bug
                 raise
@@ -211,6 +216,8 @@ async def _open_pool(url: str, *, application_name: str, min_size: int, max_size
                     "timezone": "UTC",
                     "idle_in_transaction_session_timeout": "30000",
                     "lock_timeout": "3000",
+                    # Above our own bound on a statement: this one holds when the process that asked is gone or stuck.
+                    "statement_timeout": "10000",
                     "jit": "off",
                 },
             )

@@ -5,6 +5,7 @@ there is no cursor over ids (a slow transaction's row would be skipped for ever)
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Protocol
@@ -67,6 +68,11 @@ async def add(conn: Connection, *events: Event) -> None:
     if not events:
         return
     traceparent = current_traceparent()
+    await add_traced(conn, [(event, traceparent) for event in events])
+
+
+async def add_traced(conn: Connection, events: Sequence[tuple[Event, str | None]]) -> None:
+    """The same for events of several traces at once, each with its own traceparent."""
     await conn.execute(
         """
         INSERT INTO outbox (id, type, subject, data, traceparent)
@@ -74,11 +80,11 @@ async def add(conn: Connection, *events: Event) -> None:
         FROM unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::text[])
             AS event(id, type, subject, data, traceparent)
         """,
-        [event.event_id for event in events],
-        [event.type for event in events],
-        [event.subject for event in events],
-        [event.model_dump(mode="json") for event in events],
-        [traceparent] * len(events),
+        [event.event_id for event, _ in events],
+        [event.type for event, _ in events],
+        [event.subject for event, _ in events],
+        [event.model_dump(mode="json") for event, _ in events],
+        [traceparent for _, traceparent in events],
     )
     conn.wrote_outbox = True
 

@@ -44,7 +44,7 @@ def mint(secret: str, *, issuer: str, audience: str, user: Mapping[str, Any] | N
 
 
 def verify(token: str, secret: str, *, audience: str) -> Caller:
-    """Raises Unauthenticated unless the token is ours, unexpired, and made for `audience`."""
+    """Raises Unauthenticated unless the token is ours, unexpired, short-lived, and made for `audience` alone."""
     try:
         claims = jwt.decode(
             token,
@@ -52,14 +52,16 @@ def verify(token: str, secret: str, *, audience: str) -> Caller:
             algorithms=[ALGORITHM],
             audience=audience,
             leeway=5,
-            options={"require": ["exp", "iat", "iss", "aud", "jti"]},
+            options={"require": ["exp", "iat", "iss", "aud", "jti"], "strict_aud": True},
         )
         user: Mapping[str, Any] = claims.get("user") or {}
+        if claims["exp"] - claims["iat"] > LIFETIME_S:
+            raise Unauthenticated("The service token lives too long.")
         return Caller(
             service=str(claims["iss"]),
             user_id=UUID(str(user["sub"])) if user.get("sub") else None,
             role=str(user.get("role", "anon")),
             claims=user,
         )
-    except (jwt.PyJWTError, ValueError) as error:
+    except (jwt.PyJWTError, ValueError, TypeError, AttributeError) as error:
         raise Unauthenticated("The service token is not valid here.") from error

@@ -2,24 +2,30 @@
 
 import re
 import sys
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Self, TypeVar
+from urllib.parse import unquote, urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIN_SECRET_LENGTH: Final = 32
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h: supervisors can tell a misconfiguration from a crash
 
+DEMO_JWT_SECRET: Final = "super-secret-jwt-token-with-at-least-32-characters-long"  # noqa: S105 - known to everybody
+"""Supabase's documented default: whoever reads their documentation has it."""
+
 _WELL_KNOWN: Final = (
     "your-super-secret",
-    "super-secret-jwt-token-with-at-least-32-characters-long",  # Supabase's documented default
+    DEMO_JWT_SECRET,
     "changeme",
     "change-me",
     "secret",
     "password",
     "example",
 )
-_WELL_KNOWN_LOGINS: Final = ("guest:guest@", "postgres:postgres@", "admin:admin@", ":password@", ":changeme@")
+_WELL_KNOWN_PASSWORDS: Final = frozenset(
+    {"admin", "changeme", "guest", "password", "postgres", "root", "secret", "test"}
+)
 
 
 def check_secret(value: SecretStr) -> SecretStr:
@@ -32,7 +38,9 @@ def check_secret(value: SecretStr) -> SecretStr:
 
 
 def check_url_login(value: SecretStr) -> SecretStr:
-    if any(login in value.get_secret_value() for login in _WELL_KNOWN_LOGINS):
+    url = urlsplit(value.get_secret_value())
+    password = unquote(url.password or "").lower()
+    if password and (password in _WELL_KNOWN_PASSWORDS or password == unquote(url.username or "").lower()):
         raise ValueError("uses a well-known login; give the service its own user and a random password")
     return value
 
@@ -62,6 +70,12 @@ class CommonSettings(BaseSettings):
     service_token_secret: Secret
     sentry_dsn: str | None = None
     otel_exporter_otlp_endpoint: str | None = None
+
+    @model_validator(mode="after")
+    def _no_chatter_in_production(self) -> Self:
+        if self.environment == "production" and self.log_level.upper() == "DEBUG":
+            raise ValueError("LOG_LEVEL is DEBUG; in production what libraries then say may repeat people's data")
+        return self
 
 
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)

@@ -4,7 +4,8 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Generator, Mapping, MutableMapping
+import traceback
+from collections.abc import Generator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, cast
 
@@ -15,8 +16,10 @@ from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from libs.common.errors import VentureError
 
 _propagator: Final = TraceContextTextMapPropagator()
 
@@ -106,6 +109,38 @@ def _add_trace(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> M
     return event
 
 
+def describe_error(error: BaseException) -> str:
+    """Where it happened and what kind it is, causes first; its text only where it was written to be shown.
+
+    Other errors' texts repeat data: `Key (email)=(...) already exists`, `invalid literal for int(): '...'`.
+    """
+    parts: list[str] = []
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        name = f"{type(current).__module__}.{type(current).__qualname__}"
+        said = f": {current.detail}" if isinstance(current, VentureError) else ""
+        inner = "".join(f"\n| {describe_error(part)}" for part in _parts_of(current))
+        parts.append("".join(traceback.format_tb(current.__traceback__)) + name + said + inner)
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return "\n\n".join(reversed(parts))
+
+
+def _parts_of(error: BaseException) -> Sequence[BaseException]:
+    return cast("BaseExceptionGroup[BaseException]", error).exceptions if isinstance(error, BaseExceptionGroup) else ()
+
+
+def _tell_error(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    info = event.pop("exc_info", None)
+    if isinstance(info, tuple):
+        info = cast("tuple[Any, ...]", info)[1]
+    error = info if isinstance(info, BaseException) else sys.exc_info()[1] if info else None
+    if error is not None:
+        event["exception"] = describe_error(error)
+    return event
+
+
 def _as_text(event: Any, **_kwargs: Any) -> str:
     return orjson.dumps(event, default=str).decode()
 
@@ -123,7 +158,7 @@ def configure_logging(*, service: str, level: str) -> None:
         add_service,
         _add_trace,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
+        _tell_error,
         _redact_event,
     ]
     structlog.configure(
@@ -185,13 +220,18 @@ def configure_sentry(*, dsn: str | None, service: str, version: str, environment
         include_local_variables=False,
         max_request_body_size="never",
         traces_sample_rate=None,  # traces go where OTEL_EXPORTER_OTLP_ENDPOINT says; an error carries its trace's id
-        before_send=lambda event, _hint: _prepare_report(cast("dict[str, Any]", event), service),
+        before_send=lambda event, hint: _prepare_report(cast("dict[str, Any]", event), hint, service),
         before_breadcrumb=lambda crumb, _hint: scrub(crumb),
         transport=transport,
     )
 
 
-def _prepare_report(event: dict[str, Any], service: str) -> Any:
+def _prepare_report(event: dict[str, Any], hint: Mapping[str, Any], service: str) -> Any:
+    """What leaves for the error reporter: frames and kinds, and no error's text but one written to be shown."""
+    error: BaseException | None = (hint.get("exc_info") or (None, None, None))[1]
+    for value in event.get("exception", {}).get("values", ()):
+        is_ours = isinstance(error, VentureError) and value.get("type") == type(error).__name__
+        value["value"] = error.detail if is_ours and isinstance(error, VentureError) else ""
     for name in ("user", "request"):
         event.pop(name, None)
     scrubbed: dict[str, Any] = scrub(event)
@@ -220,12 +260,23 @@ def span(
     name: str, *, service: str, kind: SpanKind = SpanKind.INTERNAL, traceparent: str | None = None
 ) -> Generator[Span, None, None]:
     """Run the body inside a span; with `traceparent`, as the child of the remote one that sent it."""
-    with trace.use_span(start_span(name, service=service, kind=kind, traceparent=traceparent), end_on_exit=True) as it:
+    with in_span(start_span(name, service=service, kind=kind, traceparent=traceparent), end_on_exit=True) as it:
         yield it
 
 
+@contextmanager
+def in_span(it: Span, *, end_on_exit: bool = False) -> Generator[Span, None, None]:
+    """Like OpenTelemetry's `use_span`, but it keeps an error's kind alone: the text may repeat somebody's data."""
+    with trace.use_span(it, end_on_exit=end_on_exit, record_exception=False, set_status_on_exception=False):
+        try:
+            yield it
+        except Exception as error:
+            it.set_status(Status(StatusCode.ERROR, type(error).__name__))
+            raise
+
+
 def start_span(name: str, *, service: str, kind: SpanKind, traceparent: str | None) -> Span:
-    """A span for work that is done in pieces: whoever starts it enters and ends it with `use_span`."""
+    """A span for work that is done in pieces: whoever starts it enters and ends it with `in_span`."""
     parent = _propagator.extract({"traceparent": traceparent}) if traceparent else None
     return tracer().start_span(name, context=parent, kind=kind, attributes={"venture.service": service})
 

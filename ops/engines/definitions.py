@@ -1,8 +1,9 @@
 """What the broker knows from its first moment: vhosts, users with hashed passwords, and what each may touch.
 
-A service may declare, bind and consume only what begins with its own name, besides the shared exchanges; on the
-exchange `events` it may publish only under routing keys that begin with its own name, so that no service can forge
-another's events. Only the operator may do everything. There is no guest.
+A service may declare, bind, consume and publish to only what begins with its own name. The one thing shared is the
+exchange `events`, which is made here: a service may listen to all of it and publish under routing keys that begin with
+its own name, so that no service can forge another's events or send anything into another's queue. Only the operator
+may do everything. There is no guest.
 """
 
 import base64
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 OPERATOR = "operator"
 SERVICES: tuple[str, ...] = ("gateway", "billing", "metering", "agents")
-_RETRY = r"retry\.[0-9]+s"
+_EVENTS = "events"
 
 
 def render_definitions(*, vhosts: Sequence[str], passwords: Mapping[str, str]) -> str:
@@ -24,6 +25,18 @@ def render_definitions(*, vhosts: Sequence[str], passwords: Mapping[str, str]) -
         {
             "vhosts": [{"name": vhost} for vhost in vhosts],
             "users": users,
+            "exchanges": [
+                {
+                    "name": _EVENTS,
+                    "vhost": vhost,
+                    "type": "topic",
+                    "durable": True,
+                    "auto_delete": False,
+                    "internal": False,
+                    "arguments": {},
+                }
+                for vhost in vhosts
+            ],
             "permissions": [{"vhost": vhost, "user": name, **permissions(name)} for vhost, name in pairs],
             "topic_permissions": [_publishing(vhost, name) for vhost, name in pairs if name != OPERATOR],
         },
@@ -32,15 +45,15 @@ def render_definitions(*, vhosts: Sequence[str], passwords: Mapping[str, str]) -
 
 
 def permissions(user: str) -> dict[str, str]:
-    """The default exchange goes by the name amq.default; a queue declared to dead-letter must also be readable."""
+    """By the broker's three kinds. The default exchange is nobody's: it leads to every queue there is."""
     if user == OPERATOR:
         return {"configure": ".*", "write": ".*", "read": ".*"}
-    own = rf"events|{_RETRY}|{user}\..+"
-    return {"configure": f"^({own})$", "write": rf"^({own}|amq\.default)$", "read": f"^({own})$"}
+    own = rf"{user}\..+"
+    return {"configure": f"^{own}$", "write": f"^({_EVENTS}|{own})$", "read": f"^({_EVENTS}|{own})$"}
 
 
 def _publishing(vhost: str, user: str) -> dict[str, str]:
-    return {"vhost": vhost, "user": user, "exchange": "events", "write": rf"^{user}\.", "read": ".*"}
+    return {"vhost": vhost, "user": user, "exchange": _EVENTS, "write": rf"^{user}\.", "read": ".*"}
 
 
 def _user(name: str, password: str) -> dict[str, object]:

@@ -148,6 +148,8 @@ def _defaults(service: str, where: Addresses) -> dict[str, str]:
         }
     if service == "billing":
         return {**shared, "FRONTEND_URL": where.http("gateway"), "STRIPE_API_BASE": where.stripe}
+    if service == "agents":
+        return {**shared, "METERING_URL": where.http("metering")}
     return shared
 
 

@@ -168,7 +168,9 @@ def rebuild_usage(
         desk.confirm(f"Work all counters out anew from the ledger? {len(rows)} differ.")
         audit(desk, "usage_rebuilt", after={"differed": rows[:100]})
         body = {"verify": False}
-        told = {} if dry_run else services.internal(desk, "metering", "POST", "/internal/admin/rebuild", body=body)
+        told: dict[str, object] = (
+            {} if dry_run else services.internal(desk, "metering", "POST", "/internal/admin/rebuild", body=body)
+        )
         desk.report(f"{len(rows)} counters were put right.", {"differed": rows, **told})
         return
     columns = ("user_id", "metric_type", "period_start", "counted", "booked", "held", "open")

@@ -26,7 +26,7 @@ class Checks:
             Check(name="expired_lease_oldest_s", probe=self._expired_leases, runbook="runs-stuck"),
             Check(name="waiting_run_unserved_s", probe=self._unserved, runbook="runs-stuck"),
             Check(name="proposal_oldest_unanswered_s", probe=self._proposals, runbook="proposals-unanswered"),
-            Check(name="models", probe=self._models, runbook="models-unavailable"),
+            Check(name="models", probe=self._models, runbook="models-unavailable", warns_only=True),
             Check(name="live_mirror", probe=self._live_mirror, runbook="live-streams-slow"),
         )
 
@@ -44,9 +44,13 @@ class Checks:
             return at_most(await background_queries.oldest_proposal_s(conn), MAX_PROPOSAL_S)
 
     async def _models(self) -> Finding:
-        """Never a failure: runs fall back or end as failed and unpaid, and no restart of ours mends a provider."""
+        """A warning only: runs fall back or end as failed and unpaid, and no restart of ours mends a provider."""
         resting = self._router.open_breakers()
-        return Finding(status="ok", value=f"resting: {', '.join(resting)}" if resting else "up")
+        return (
+            Finding(status="failed", value=f"resting: {', '.join(resting)}")
+            if resting
+            else Finding(status="ok", value="up")
+        )
 
     async def _live_mirror(self) -> Finding:
         """Never a failure: without Redis streams are slower, and nothing else."""

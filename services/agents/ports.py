@@ -1,4 +1,4 @@
-"""What cannot run in this process: models, and the live mirror. An adapter alone knows the SDK behind it."""
+"""What cannot run in this process: models, metering's holds, the live mirror. Only adapters know what is behind."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,6 +110,21 @@ class ModelWish:
 
 ChooseModel = Callable[[ModelWish], ModelProvider]
 """The model for a run. Raises ModelNotAvailable."""
+
+
+class Holds(Protocol):
+    """Metering's hold of a run: what it may use in tokens, input and output together."""
+
+    async def extend(self, run_id: UUID, user_id: str, *, tokens: int) -> bool:
+        """Let the hold hold so many tokens in all; False if it does not, for whatever reason. Asking again is safe."""
+        ...
+
+
+class NoExtension:
+    """Where metering cannot be asked: a run stays within the hold it began with."""
+
+    async def extend(self, run_id: UUID, user_id: str, *, tokens: int) -> bool:  # noqa: ARG002
+        return False
 
 
 class Mirror(Protocol):

@@ -27,6 +27,8 @@ class Settings(CommonSettings):
     agents_retry_budget_s: float = Field(default=20, ge=0)
     """What one answer may wait in all for a provider that is busy or ill."""
     agents_event_retention_days: int = Field(default=30, ge=1)
+    metering_url: str | None = None
+    """Where a run's hold can be extended; without it runs stay within the hold they began with."""
     openai_api_key: SecretStr | None = None
     openai_base_url: str | None = None
     anthropic_api_key: SecretStr | None = None

@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import httpx
 from pydantic import SecretStr
 
 from libs.common import redis
@@ -15,25 +16,34 @@ from libs.common.database import Database
 from libs.common.ids import new_id
 from libs.common.plans import Plans, load_plans
 from libs.common.process import Service
+from services.agents.atoms import api as atoms_api
 from services.agents.background import api as background_api
 from services.agents.consumers import subscriptions
 from services.agents.health import Checks
+from services.agents.metering_holds import TIMEOUT_S, MeteringHolds
 from services.agents.model_router import ModelRouter, Provider
 from services.agents.offline_model import OfflineModel
-from services.agents.ports import ChooseModel, ModelProvider
+from services.agents.ports import ChooseModel, Holds, ModelProvider, NoExtension
 from services.agents.prompts import api as prompts_api
 from services.agents.redis_mirror import RedisMirror
 from services.agents.runs import api as runs_api
 from services.agents.runs import operator_api as runs_operator_api
 from services.agents.runs.execution import Engine
+from services.agents.runs.ingredients import AtomShelf
 from services.agents.runs.jobs import EventSweeper, RunWorker
 from services.agents.runs.lease_queries import Caps
+from services.agents.runs.scribe import Scribe
 from services.agents.settings import Settings
+from services.agents.templates import api as templates_api
 
 
 @asynccontextmanager
 async def build(
-    settings: Settings, *, models: ChooseModel | None = None, clock: Clock = system_clock
+    settings: Settings,
+    *,
+    models: ChooseModel | None = None,
+    holds: Holds | None = None,
+    clock: Clock = system_clock,
 ) -> AsyncGenerator[Service, None]:
     plans = load_plans()
     wake = asyncio.Event()
@@ -45,7 +55,13 @@ async def build(
         mirror = RedisMirror(client)
         router = await stack.enter_async_context(_open_router(settings, plans))
         worker = _worker(
-            settings, database=backbone.database, mirror=mirror, models=models or router.choose, plans=plans, wake=wake
+            settings,
+            database=backbone.database,
+            mirror=mirror,
+            models=models or router.choose,
+            holds=holds or await stack.enter_async_context(_open_holds(settings)),
+            plans=plans,
+            wake=wake,
         )
         sweeper = EventSweeper(database=backbone.database, keep_days=settings.agents_event_retention_days)
         checks = [*backbone.checks(), *Checks(database=backbone.database, mirror=mirror, router=router).all()]
@@ -53,6 +69,8 @@ async def build(
         app.include_router(runs_api.Routes(database=backbone.database, mirror=mirror).router())
         app.include_router(runs_operator_api.OperatorRoutes(database=backbone.database, mirror=mirror).router())
         app.include_router(prompts_api.Routes(database=backbone.database).router())
+        app.include_router(templates_api.Routes(database=backbone.database).router())
+        app.include_router(atoms_api.Routes(database=backbone.database).router())
         app.include_router(background_api.Routes(database=backbone.database, plans=plans, clock=clock).router())
         yield Service(
             name="agents",
@@ -69,6 +87,7 @@ def _worker(
     database: Database,
     mirror: RedisMirror,
     models: ChooseModel,
+    holds: Holds,
     plans: Plans,
     wake: asyncio.Event,
 ) -> RunWorker:
@@ -76,8 +95,11 @@ def _worker(
         name=f"{socket.gethostname()}:{os.getpid()}:{new_id()}",
         engine=Engine(
             database=database,
+            scribe=Scribe(database),
+            shelf=AtomShelf(database),
             mirror=mirror,
             choose_model=models,
+            holds=holds,
             first_token_limit_s=settings.agents_first_token_limit_s,
             idle_limit_s=settings.agents_idle_limit_s,
             total_limit_s=settings.agents_total_limit_s,
@@ -92,6 +114,15 @@ def _worker(
         shutdown_grace_s=settings.agents_shutdown_grace_s,
         wake=wake,
     )
+
+
+@asynccontextmanager
+async def _open_holds(settings: Settings) -> AsyncGenerator[Holds, None]:
+    if settings.metering_url is None:
+        yield NoExtension()
+        return
+    async with httpx.AsyncClient(base_url=settings.metering_url, timeout=TIMEOUT_S) as client:
+        yield MeteringHolds(client, secret=settings.service_token_secret.get_secret_value())
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from libs.common.database import Database, DatabaseUnavailable
 from libs.common.errors import VentureError
 from services.billing import operations
 from services.billing.domain import BillingDisabled
-from services.billing.webhook import WebhookEvent, check_signature, parse_event
+from services.billing.webhook import ForgedWebhook, WebhookEvent, check_signature, parse_event
 
 log = structlog.get_logger(__name__)
 
@@ -125,7 +125,11 @@ class WebhookEndpoint:
             raise BillingDisabled("Billing is switched off.", retry_after_s=3600)
         payload = await _read(receive)
         headers = [value.decode("latin-1") for name, value in scope["headers"] if name == b"stripe-signature"]
-        signed_at = check_signature(payload, headers, self._secrets)
+        try:
+            signed_at = check_signature(payload, headers, self._secrets)
+        except ForgedWebhook as error:
+            log.warning("webhook_signature_refused", reason=error.detail)
+            raise
         await self._intake.store(parse_event(payload, is_live=self._is_live), signed_at=signed_at)
         await Response(_RECEIVED, media_type="application/json")(scope, receive, send)
 

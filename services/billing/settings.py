@@ -42,6 +42,12 @@ class Settings(CommonSettings):
         return self.stripe_key.startswith(("sk_live_", "rk_live_"))
 
     @model_validator(mode="after")
+    def _real_money_in_production_alone(self) -> Self:
+        if self.is_live and self.environment != "production":
+            raise ValueError("STRIPE_SECRET_KEY is a live key, and ENVIRONMENT is not production; use a test key here")
+        return self
+
+    @model_validator(mode="after")
     def _require_webhook_secret(self) -> Self:
         if self.stripe_secret_key is None:
             return self

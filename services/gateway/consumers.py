@@ -1,4 +1,4 @@
-"""Events the gateway consumes: plans into profiles, erasures into their record, the rest into users' own streams."""
+"""Events the gateway consumes: plans into profiles, erasures into their record, the rest told to users."""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from libs.common.events import Event, agents, billing, gateway, metering
 from libs.common.redis import Redis, RedisError
 from services.gateway.accounts import queries
 from services.gateway.accounts.domain import user_channel
+from services.gateway.mail import queries as mail
 from services.gateway.sessions import StandingCache
 
 log = structlog.get_logger(__name__)
@@ -70,6 +71,18 @@ def _tell(event_type: type[Event], announcer: Announcer, standings: StandingCach
     return on_told
 
 
+def _tell_and_mail(tell: Handler, billing_page: str) -> Handler:
+    """A failed payment ends a plan within days: the user learns of it also without looking at the product."""
+
+    async def on_payment_failed(event: billing.PaymentFailed, conn: Connection) -> None:
+        await tell(event, conn)
+        # The page where it can be paid, else ours, from where the customer portal opens: its own links live minutes.
+        content = {"link": event.invoice_url or billing_page, "portal": billing_page}
+        await mail.insert_mail_to_user(conn, user_id=event.user_id, letter="payment_failed", content=content)
+
+    return on_payment_failed
+
+
 async def on_subscription_changed(event: billing.SubscriptionChanged, conn: Connection) -> None:
     await queries.apply_subscription(conn, event)
 
@@ -81,14 +94,13 @@ def _erased(service: str) -> Handler:
     return on_user_erased
 
 
-def subscriptions(announcer: Announcer, standings: StandingCache) -> Sequence[Subscription]:
+def subscriptions(announcer: Announcer, standings: StandingCache, *, frontend_url: str) -> Sequence[Subscription]:
+    told = {event_type: _tell(event_type, announcer, standings) for event_type in _TOLD}
+    told[billing.PaymentFailed] = _tell_and_mail(told[billing.PaymentFailed], f"{frontend_url.rstrip('/')}/billing")
     return (
         Subscription(event=billing.SubscriptionChanged, handler=on_subscription_changed),
         Subscription(event=billing.UserErasedByBilling, handler=_erased("billing")),
         Subscription(event=metering.UserErasedByMetering, handler=_erased("metering")),
         Subscription(event=agents.UserErasedByAgents, handler=_erased("agents")),
-        *(
-            Subscription(event=event_type, handler=_tell(event_type, announcer, standings), wake=announcer.wake)
-            for event_type in _TOLD
-        ),
+        *(Subscription(event=event_type, handler=handler, wake=announcer.wake) for event_type, handler in told.items()),
     )

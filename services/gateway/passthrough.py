@@ -49,7 +49,44 @@ PASSED: Final = (
     Passed(method="POST", path="/v1/templates", to="agents", internal="/internal/templates", uses="templates"),
     Passed(method="PUT", path="/v1/templates/{row_id}", to="agents", internal="/internal/templates/{row_id}"),
     Passed(method="DELETE", path="/v1/templates/{row_id}", to="agents", internal="/internal/templates/{row_id}"),
+    Passed(method="GET", path="/v1/templates/presets", to="agents", internal="/internal/templates/presets"),
+    Passed(method="GET", path="/v1/templates/{row_id}", to="agents", internal="/internal/templates/{row_id}"),
+    Passed(
+        method="GET",
+        path="/v1/templates/{row_id}/versions",
+        to="agents",
+        internal="/internal/templates/{row_id}/versions",
+    ),
+    Passed(
+        method="POST",
+        path="/v1/templates/{row_id}/restore",
+        to="agents",
+        internal="/internal/templates/{row_id}/restore",
+    ),
+    Passed(
+        method="POST", path="/v1/templates/{row_id}/share", to="agents", internal="/internal/templates/{row_id}/share"
+    ),
+    Passed(
+        method="DELETE", path="/v1/templates/{row_id}/share", to="agents", internal="/internal/templates/{row_id}/share"
+    ),
+    Passed(
+        method="GET", path="/v1/shared-templates/{row_id}", to="agents", internal="/internal/shared-templates/{row_id}"
+    ),
     Passed(method="GET", path="/v1/prompt-atoms", to="agents", internal="/internal/prompt-atoms"),
+    Passed(
+        method="GET",
+        path="/v1/admin/prompt-atoms",
+        to="agents",
+        internal="/internal/admin/prompt-atoms",
+        is_guarded=True,
+    ),
+    Passed(
+        method="PUT",
+        path="/v1/admin/prompt-atoms",
+        to="agents",
+        internal="/internal/admin/prompt-atoms",
+        is_guarded=True,
+    ),
     Passed(method="POST", path="/v1/prompts/preview", to="agents", internal="/internal/prompts/preview"),
     Passed(method="GET", path="/v1/webhook-endpoints", to="agents", internal="/internal/webhook-endpoints"),
     Passed(method="POST", path="/v1/webhook-endpoints", to="agents", internal="/internal/webhook-endpoints"),
@@ -82,6 +119,9 @@ _WEBHOOK_HEADERS: Final = (
     "x-gitlab-token",
     "x-gitlab-event",
     "x-gitlab-event-uuid",
+    "webhook-id",
+    "webhook-timestamp",
+    "webhook-signature",
     "idempotency-key",
     "x-signature-256",
     "x-timestamp",

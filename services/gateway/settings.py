@@ -4,10 +4,11 @@ import json
 import re
 from typing import Annotated, Any, Self
 
+import jwt
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
-from libs.common.settings import CommonSettings, Secret
+from libs.common.settings import DEMO_JWT_SECRET, CommonSettings, Secret
 
 
 def _split(value: Any) -> Any:
@@ -37,6 +38,21 @@ def _check_signing_keys(value: SecretStr) -> SecretStr:
     return value
 
 
+def _check_api_key(value: SecretStr) -> SecretStr:
+    """Refuse what is signed with the secret of every local Supabase: anybody can make such a key."""
+    try:
+        jwt.decode(
+            value.get_secret_value(),
+            DEMO_JWT_SECRET,
+            algorithms=["HS256"],
+            options={"verify_exp": False, "verify_nbf": False, "verify_iat": False, "verify_aud": False},
+        )
+    except jwt.PyJWTError:
+        return value
+    raise ValueError("is one of Supabase's demo keys, or signed with their secret; generate a new one")
+
+
+ApiKey = Annotated[Secret, AfterValidator(_check_api_key)]
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
@@ -54,8 +70,8 @@ class Settings(CommonSettings):
     """An existing Supabase project that signs people in instead of us; then the keys below are that project's."""
     supabase_jwks_ttl_s: int = Field(default=600, ge=0, le=86_400)
     """As long as Supabase lets its key set be cached; a key withdrawn there is good here for this long at most."""
-    next_public_supabase_anon_key: Secret
-    supabase_service_role_key: Secret
+    next_public_supabase_anon_key: ApiKey
+    supabase_service_role_key: ApiKey
     supabase_jwt_secret: Secret | None = None
     auth_signing_keys: Annotated[SecretStr, AfterValidator(_check_signing_keys)] | None = None
     auth_autoconfirm: bool = False
@@ -87,6 +103,8 @@ class Settings(CommonSettings):
             raise ValueError("SUPABASE_JWT_SECRET and AUTH_SIGNING_KEYS are needed unless SUPABASE_URL is set")
         if self.service_token_secret.get_secret_value() == self.jwt_secret:
             raise ValueError("SERVICE_TOKEN_SECRET and SUPABASE_JWT_SECRET are equal; each purpose has its own secret")
+        if self.next_public_supabase_anon_key.get_secret_value() == self.supabase_service_role_key.get_secret_value():
+            raise ValueError("NEXT_PUBLIC_SUPABASE_ANON_KEY and SUPABASE_SERVICE_ROLE_KEY are equal; one is public")
         if self.environment == "production" and "*" in self.cors_origins:
             raise ValueError("CORS_ORIGINS is *; name the frontend's origins in production")
         return self

@@ -101,27 +101,26 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
         client = await stack.enter_async_context(redis.connect(settings.redis_url.get_secret_value(), name="gateway"))
         announcer, standings = Announcer(client), StandingCache()
         backbone = await stack.enter_async_context(
-            open_backbone(settings, service="gateway", subscriptions=subscriptions(announcer, standings), clock=clock)
+            open_backbone(
+                settings,
+                service="gateway",
+                subscriptions=subscriptions(announcer, standings, frontend_url=settings.frontend_url),
+                clock=clock,
+            )
         )
         live = _live_parts(settings, backbone, client, standings)
         stack.push_async_callback(live.feed.close)
-        checks = [*backbone.checks(), check_redis(client)]
-        checks += [
+        checks = [
+            *backbone.checks(),
+            check_redis(client),
             check_mail(backbone.database, is_sent=bool(settings.smtp_url.get_secret_value())),
             check_auth_failures(backbone.traffic),
         ]
         sign_in = await _sign_in(stack, settings, backbone, live)
         upstreams = await _open_upstreams(stack, settings)
         routes = _routes(settings, backbone=backbone, live=live, checks=checks, sign_in=sign_in, upstreams=upstreams)
-        counting = await stack.enter_async_context(
-            redis.connect(
-                settings.redis_url.get_secret_value(),
-                name="gateway-limits",
-                max_connections=4,
-                socket_timeout_s=SOCKET_TIMEOUT_S,
-            )
-        )
-        access = _access(settings, backbone, live, limiter=RateLimiter(counting), sign_in=sign_in)
+        limiter = await _open_limiter(stack, settings)
+        access = _access(settings, backbone, live, limiter=limiter, sign_in=sign_in)
         gate = _gate(routes, settings, backbone=backbone, live=live, access=access, sign_in=sign_in)
         console = _console(settings, backbone, live, access=access, upstreams=upstreams, checks=checks)
         yield Service(
@@ -144,6 +143,16 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
             ),
             stopping=live.stopping,
         )
+
+
+async def _open_limiter(stack: AsyncExitStack, settings: Settings) -> RateLimiter:
+    counting = redis.connect(
+        settings.redis_url.get_secret_value(),
+        name="gateway-limits",
+        max_connections=4,
+        socket_timeout_s=SOCKET_TIMEOUT_S,
+    )
+    return RateLimiter(await stack.enter_async_context(counting))
 
 
 def _live_parts(settings: Settings, backbone: Backbone, client: redis.Redis, standings: StandingCache) -> _Live:

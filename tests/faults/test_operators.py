@@ -160,7 +160,6 @@ FAULTS: Final[Mapping[str, tuple[Fault, str]]] = {
     "ServiceDown": (service_killed, "answers"),
     "DatabaseUnreachable": (engine_away("postgres"), "database"),
     "RedisUnreachable": (engine_away("redis"), "redis"),
-    "LiveStreamsSlow": (engine_away("redis"), "live_mirror"),
     "QueueWithoutConsumer": (engine_away("rabbitmq"), "queues_with_consumer"),
     "ParkedMessages": (parked, "parked_messages"),
     "WebhookFailures": (forged_webhooks, "webhook_failures"),
@@ -296,6 +295,7 @@ async def test_a_backup_comes_back_and_heals_what_was_under_way(
             await eventually(is_sent, within_s=15)
             await asyncio.to_thread(operator.ok, "backup", str(tmp_path / "backup"))
         await asyncio.to_thread(operator.ok, "subscription", "set", after.id, "--tier", "pro", "--yes")
+        pids = {name: stack.pid(name) for name in ("gateway", "billing", "metering", "agents")}
         report = await asyncio.to_thread(operator.ok, "restore", str(tmp_path / "backup"), "--yes")
         assert report["sent_again"].get("metering.gateway.entitlements_changed.v1", 0) >= 1
 
@@ -307,4 +307,5 @@ async def test_a_backup_comes_back_and_heals_what_was_under_way(
         shown = await asyncio.to_thread(operator.ok, "users", "show", after.id)
         assert shown["tier"] == "free", "what was only ours and came after the backup is the gap"
         assert (await asyncio.to_thread(operator.venture, "doctor", "--wait", "60")).code == 0
+        assert {name: stack.pid(name) for name in pids} == pids, "services reconnect, they are not restarted"
     superuser(stack, f"DROP DATABASE {report['before']}")

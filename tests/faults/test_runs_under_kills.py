@@ -6,22 +6,19 @@ import random
 import secrets
 import signal
 from collections import Counter
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 import pytest
-from llmock.chaos import StreamChaos
 from llmock.testing import LLMockServer
 
-from libs.common import database as db
 from libs.common.database import Connection, Database
 from libs.common.ids import new_id
 from ops.failure import Failure
 from ops.stack.stack import Stack
-from tests.conftest import STACK_SETTINGS
 from tests.faults.kills import Killer
 from tests.harness.patience import eventually
 
@@ -33,38 +30,6 @@ FROZEN_S = 17
 TERMINAL = ["run.succeeded", "run.failed", "run.cancelled", "run.timed_out"]
 
 
-@pytest.fixture(scope="module")
-def provider() -> Generator[LLMockServer, None, None]:
-    """A model that takes a second or two for an answer, and counts who asks."""
-    with LLMockServer() as server:
-        server.state.stream_chaos = StreamChaos(chunk_delay_ms=150)
-        yield server
-
-
-@pytest.fixture(scope="module")
-def wide_stack(tmp_path_factory: pytest.TempPathFactory, provider: LLMockServer) -> Generator[Stack, None, None]:
-    stack = Stack(tmp_path_factory.mktemp("wide") / "home")
-    settings = {
-        **STACK_SETTINGS,
-        "RATE_LIMIT_MAX_REQUESTS": "1000000",
-        "OPENAI_API_KEY": "sk-of-nobody-0123456789",
-        "OPENAI_BASE_URL": provider.base_url("openai"),
-        "AGENTS_MODELS": "openai:gpt-4o-mini",
-    }
-    try:
-        stack.up(settings=settings, scale="gateway=2 agents=3")
-        yield stack
-    finally:
-        stack.wipe()
-
-
-@pytest.fixture
-async def operator(wide_stack: Stack) -> AsyncGenerator[Database, None]:
-    url = wide_stack.environment()["OPERATOR_DATABASE_URL"]
-    async with db.connect(url, application_name="fault-oracle") as database:
-        yield database
-
-
 class Person:
     """Asks through whichever gateway answers, again under the same key, as a patient client would."""
 
@@ -72,6 +37,10 @@ class Person:
         self._gateways = gateways
         self._http = httpx.AsyncClient(timeout=5, headers={"apikey": api_key})
         self.user_id = ""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return dict(self._http.headers)
 
     async def sign_up(self) -> None:
         body = {"email": f"{new_id().hex}@example.com", "password": f"pass-{new_id().hex}"}

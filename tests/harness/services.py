@@ -12,7 +12,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from libs.common import service_tokens
-from libs.common.broker import RETRY_DELAYS_S, parked_queue, queue_name
+from libs.common.broker import RETRY_DELAYS_S, parked_queue, queue_name, retry_exchange
 from libs.common.events import CATALOGUE
 from libs.common.process import Mode, Service, serving
 from libs.common.settings import CommonSettings
@@ -75,8 +75,8 @@ class Place:
                     name = queue_name(service, event_type)
                     await channel.queue_delete(name)
                     await channel.queue_delete(parked_queue(name))
-            for delay_s in RETRY_DELAYS_S:
-                await channel.queue_delete(f"retry.{delay_s}s")
+                for delay_s in RETRY_DELAYS_S:
+                    await channel.queue_delete(retry_exchange(service, delay_s))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

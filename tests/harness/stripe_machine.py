@@ -15,6 +15,7 @@ import orjson
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
+    initialize,  # pyright: ignore[reportUnknownVariableType] - its overloads are partly untyped
     rule,  # pyright: ignore[reportUnknownVariableType] - its overloads are partly untyped
 )
 
@@ -31,6 +32,7 @@ from tests.harness.services import Place, service_headers
 from tests.harness.stripe_emulator import SECRET_KEY
 
 USERS: Final = 3
+WORKERS: Final = 4
 TIERS: Final = {"pro_monthly": "pro", "pro_plus_monthly": "pro+", "enterprise_monthly": "enterprise"}
 RANKS: Final = ["free", *TIERS.values()]
 GIVING: Final = {"active", "trialing", "past_due"}
@@ -118,8 +120,11 @@ class StripeWorld:
             assert answer.status_code == 200, answer.text
 
     async def work(self, *, odds: float) -> None:
-        """Workers fetch what is due; each dies at its calls with these odds, and its leases run out."""
-        while True:
+        """A few workers, one after the other, fetch what is due; each dies at its calls with these odds.
+
+        Without odds all is done in the end, otherwise perhaps not.
+        """
+        for _ in range(WORKERS):
             await self.billing.database.execute(
                 "UPDATE billing.refreshes SET leased_until = '-infinity', due_at = now() WHERE done < wanted"
             )
@@ -210,6 +215,11 @@ class StripeMachine(RuleBasedStateMachine):
         self._world = world
         self._run(world.forget())
 
+    @initialize(tiers=st.lists(st.sampled_from(list(TIERS.values())), min_size=USERS, max_size=USERS))
+    def all_buy(self, tiers: list[str]) -> None:
+        for user_id, tier in zip(self._world.users, tiers, strict=True):
+            self._run(self._world.buy(user_id, tier))
+
     @rule(user=st.integers(0, USERS - 1), tier=st.sampled_from(list(TIERS.values())))
     def buy(self, user: int, tier: str) -> None:
         self._run(self._world.buy(self._world.users[user], tier))
@@ -276,7 +286,12 @@ class StripeMachine(RuleBasedStateMachine):
     def deliver(self, share: float, copies: int) -> None:
         self._run(self._world.deliver(share, copies))
 
-    @rule(odds=st.sampled_from([0.0, 0.05, 0.2]))
+    @rule(share=st.floats(0.3, 1), odds=st.sampled_from([0.02, 0.1, 0.3]))
+    def deliver_and_work(self, share: float, odds: float) -> None:
+        self._run(self._world.deliver(share, 1))
+        self._run(self._world.work(odds=odds))
+
+    @rule(odds=st.sampled_from([0.0, 0.2]))
     def work(self, odds: float) -> None:
         self._run(self._world.work(odds=odds))
 

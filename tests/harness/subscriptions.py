@@ -40,7 +40,7 @@ def tables() -> dict[str, Sequence[Subscription]]:
     """By service. Nothing is connected: the gateway's hints go to a Redis client that nobody runs."""
     announcer = gateway.Announcer(redis.asyncio.Redis())
     return {
-        "gateway": gateway.subscriptions(announcer, StandingCache()),
+        "gateway": gateway.subscriptions(announcer, StandingCache(), frontend_url="https://app.example.com"),
         "billing": billing.subscriptions(has_payments=True, plans=metered_plans(), wake=_nothing),
         "metering": metering.subscriptions(load_plans()),
         "agents": agents.subscriptions(wake=_nothing),

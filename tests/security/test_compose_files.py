@@ -125,7 +125,7 @@ def test_a_service_waits_for_schema_and_engines(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(SERVICES))
 def test_a_service_is_given_what_it_knows_and_nothing_of_another(name: str) -> None:
     given = CONTAINERS[name]["environment"]
-    others = {"BILLING_URL", "METERING_URL", "AGENTS_URL"} if name == "gateway" else set[str]()
+    others = {"gateway": {"BILLING_URL", "METERING_URL", "AGENTS_URL"}, "agents": {"METERING_URL"}}.get(name, set())
     assert set(given) == {*KNOWN_BY[name], *ADDRESSES, *others}
     passwords = set(re.findall(r"\$\{([A-Z]+)_(?:DB|AMQP)_PASSWORD", " ".join(given.values())))
     assert passwords == {name.upper()}

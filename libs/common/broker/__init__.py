@@ -7,7 +7,7 @@ from libs.common.broker.consumer import Consumer, QueueState
 from libs.common.broker.lane import Handler, Subscription
 from libs.common.broker.parked import ParkedMessage, ParkedMessages
 from libs.common.broker.publisher import BrokerPublisher, BrokerUnavailable, open_publisher
-from libs.common.broker.topology import RETRY_DELAYS_S, parked_queue, queue_name
+from libs.common.broker.topology import RETRY_DELAYS_S, home_exchange, parked_queue, queue_name, retry_exchange
 
 __all__ = [
     "RETRY_DELAYS_S",
@@ -19,7 +19,9 @@ __all__ = [
     "ParkedMessages",
     "QueueState",
     "Subscription",
+    "home_exchange",
     "open_publisher",
     "parked_queue",
     "queue_name",
+    "retry_exchange",
 ]

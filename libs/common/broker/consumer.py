@@ -119,8 +119,8 @@ class Consumer:
 
     async def _prepare(self, connection: AbstractConnection) -> None:
         async with connection.channel(publisher_confirms=False) as channel:
-            await topology.declare_events_exchange(channel)
-            await topology.declare_retry_ladder(channel)
+            await topology.find_events_exchange(channel)
+            await topology.declare_retry_ladder(channel, consumer=self._service)
 
     async def _watch_presence(self, connection: AbstractConnection) -> None:
         """Ask the broker every few seconds whether each queue still has a consumer; raise ConsumerLost if not."""

@@ -17,7 +17,7 @@ from typing import Any, Final
 import structlog
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
-from opentelemetry.trace import Span, SpanKind, use_span
+from opentelemetry.trace import Span, SpanKind
 
 from libs.common import inbox
 from libs.common.broker import topology
@@ -25,7 +25,7 @@ from libs.common.broker.publisher import BrokerPublisher, BrokerUnavailable
 from libs.common.database import Connection, Database, DatabaseUnavailable
 from libs.common.errors import LimitExceeded, Unavailable, VentureError
 from libs.common.events import CATALOGUE, Envelope, Event, MalformedEvent
-from libs.common.telemetry import MESSAGES, start_span
+from libs.common.telemetry import MESSAGES, in_span, start_span
 
 log = structlog.get_logger(__name__)
 
@@ -145,7 +145,7 @@ class Lane:
         try:
             event = parse(message.body, expected=self._subscription.event)
         except MalformedEvent as error:
-            with use_span(span, end_on_exit=True):
+            with in_span(span, end_on_exit=True):
                 outcome = await self._park(message, reason=error.code, error=error)
                 await message.ack()
                 self._tell(message, outcome, started)
@@ -163,7 +163,7 @@ class Lane:
                     if delivery.event.event_id in fresh:
                         fresh.remove(delivery.event.event_id)
                         current = delivery
-                        with use_span(delivery.span):
+                        with in_span(delivery.span):
                             await self._subscription.handler(delivery.event, conn)
                         handled.add(delivery)
                 current = None
@@ -178,12 +178,12 @@ class Lane:
         # All that came before on this channel is acked: this takes the batch and nothing else.
         await max(deliveries, key=lambda it: it.message.delivery_tag or 0).message.ack(multiple=True)
         for delivery in deliveries:
-            with use_span(delivery.span, end_on_exit=True):
+            with in_span(delivery.span, end_on_exit=True):
                 self._tell(delivery.message, "done" if delivery in handled else "duplicate", delivery.started)
         return ()
 
     async def _settle_alone(self, delivery: Delivery) -> None:
-        with use_span(delivery.span, end_on_exit=True):
+        with in_span(delivery.span, end_on_exit=True):
             outcome = await self._end(delivery)
             await delivery.message.ack()
             self._tell(delivery.message, outcome, delivery.started)
@@ -227,7 +227,7 @@ class Lane:
         rung = min(attempt, len(topology.RETRY_DELAYS_S)) - 1
         await self._publish(
             message,
-            exchange=topology.retry_exchange(topology.RETRY_DELAYS_S[rung]),
+            exchange=topology.retry_exchange(self._service, topology.RETRY_DELAYS_S[rung]),
             routing_key=self.name,
             headers={ATTEMPT_HEADER: attempt + 1, "x-last-error": _describe(error)},
         )
@@ -236,7 +236,7 @@ class Lane:
     async def _park(self, message: AbstractIncomingMessage, *, reason: str, error: Exception) -> str:
         await self._publish(
             message,
-            exchange="",
+            exchange=topology.home_exchange(self._service),
             routing_key=topology.parked_queue(self.name),
             headers={
                 "x-parked-reason": reason,

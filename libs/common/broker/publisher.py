@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import aio_pika
 import structlog
-from aio_pika.abc import AbstractConnection, AbstractExchange
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, PublishError
 
 from libs.common.broker import topology
@@ -39,6 +39,7 @@ class BrokerPublisher:
         self._confirm_timeout_s = confirm_timeout_s
         self._lock = asyncio.Lock()
         self._connection: AbstractConnection | None = None
+        self._channel: AbstractChannel | None = None
         self._exchanges: dict[str, AbstractExchange] = {}
 
     async def publish_event(self, *, routing_key: str, body: bytes, message_id: str, traceparent: str | None) -> None:
@@ -80,11 +81,14 @@ class BrokerPublisher:
 
     async def _exchange(self, name: str) -> AbstractExchange:
         async with self._lock:
-            if self._connection is None or self._connection.is_closed or not self._exchanges:
-                await self._connect()
+            channel = self._channel
+            if channel is None or self._connection is None or self._connection.is_closed:
+                channel = await self._connect()
+            if name not in self._exchanges:
+                self._exchanges[name] = await channel.get_exchange(name, ensure=False)
             return self._exchanges[name]
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> AbstractChannel:
         await self._discard_connection()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -93,26 +97,23 @@ class BrokerPublisher:
                 )
                 self._connection = connection
                 channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-                exchanges = {"": channel.default_exchange}
-                exchanges[topology.EVENTS_EXCHANGE] = await topology.declare_events_exchange(channel)
-                for delay_s in topology.RETRY_DELAYS_S:
-                    exchange = topology.retry_exchange(delay_s)
-                    exchanges[exchange] = await channel.get_exchange(exchange, ensure=False)
+                await topology.find_events_exchange(channel)
         except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
             raise BrokerUnavailable(f"{type(error).__name__} while connecting") from error
         # A closed channel on a living connection would refuse every publish: let go of both together.
         channel.close_callbacks.add(self._forget)
-        self._exchanges = exchanges
+        self._channel = channel
+        return channel
 
     def _forget(self, *_closed: Any) -> None:
-        self._exchanges = {}
+        self._channel, self._exchanges = None, {}
 
     async def _drop(self) -> None:
         async with self._lock:
             await self._discard_connection()
 
     async def _discard_connection(self) -> None:
-        connection, self._connection, self._exchanges = self._connection, None, {}
+        connection, self._connection, self._channel, self._exchanges = self._connection, None, None, {}
         if connection is not None and not connection.is_closed:
             # The closing handshake needs a peer that answers; without one the transport is dropped by the timeout.
             with suppress(TimeoutError, *CONNECTION_EXCEPTIONS):

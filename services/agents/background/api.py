@@ -4,6 +4,7 @@ from typing import Any
 from uuid import UUID
 
 import orjson
+import structlog
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
@@ -15,6 +16,7 @@ from libs.common.plans import Plans
 from services.agents.background import operations, queries
 from services.agents.background.domain import (
     EndpointNotFound,
+    SignatureInvalid,
     WebhookKind,
     WebhookUnreadable,
     read_delivery,
@@ -22,6 +24,8 @@ from services.agents.background.domain import (
 )
 from services.agents.background.queries import BackgroundEvent, Endpoint, NewEndpoint
 from services.agents.paging import Cursor, Limit, decode_cursor, page
+
+log = structlog.get_logger(__name__)
 
 
 class EndpointInput(Input):
@@ -103,7 +107,11 @@ class Routes:
             endpoint = await queries.find_endpoint_with_secret(conn, endpoint_id, kind=kind.value)
         if endpoint is None:
             raise EndpointNotFound
-        verify(kind, secrets=endpoint.secrets, headers=headers, body=body, now=self._clock())
+        try:
+            verify(kind, secrets=endpoint.secrets, headers=headers, body=body, now=self._clock())
+        except SignatureInvalid:
+            log.warning("webhook_signature_refused", kind=kind.value, endpoint_id=str(endpoint_id))
+            raise
         delivery = read_delivery(kind, headers=headers, body=body, content=_parse(body))
         async with self._database.transaction() as conn:
             event_id = await operations.receive_delivery(conn, endpoint, delivery, plans=self._plans)

@@ -5,12 +5,16 @@ Signature schemes, checked over the raw bytes and before anything is parsed:
 | kind | header | scheme |
 |---|---|---|
 | github | `X-Hub-Signature-256: sha256=<hex>` | HMAC-SHA256 of the body |
-| gitlab | `X-Gitlab-Token: <secret>` | the secret itself, compared in constant time |
+| gitlab, signing token | `webhook-signature: v1,<base64>` with `webhook-id`, `webhook-timestamp` | Standard Webhooks: \
+HMAC-SHA256 of `{id}.{timestamp}.{body}`, the key being the secret's base64 behind `whsec_` |
+| gitlab, secret token | `X-Gitlab-Token: <secret>` | the secret itself, compared in constant time |
 | generic | `X-Timestamp: <unix seconds>`, `X-Signature-256: sha256=<hex>` | HMAC-SHA256 of `{timestamp}.{body}` |
 
-A generic timestamp may be 300 s off, either way. The first two are as docs.github.com and docs.gitlab.com have them.
+A timestamp may be 300 s off, either way. GitHub's and GitLab's are as docs.github.com and docs.gitlab.com have them; a
+GitLab that sends a signature is held to it, whatever token it sends beside.
 """
 
+import base64
 import hashlib
 import hmac
 import re
@@ -23,7 +27,8 @@ from typing import Any, Final, assert_never, cast
 from libs.common.errors import BadRequest, NotFound, Unauthenticated
 
 TOLERANCE: Final = timedelta(seconds=300)
-SECRET_PREFIX: Final = "vcwh_"  # noqa: S105 - what every secret begins with, none itself
+SECRET_PREFIX: Final = "vcwh_"  # noqa: S105 - what secrets begin with, none itself
+SIGNING_PREFIX: Final = "whsec_"
 PROPOSED_OUTPUT_TOKENS: Final = 1_024
 BACKGROUND_PRIORITY: Final = -10
 """Below what somebody waits for."""
@@ -72,6 +77,8 @@ def _is_from(kind: WebhookKind, *, secret: str, headers: Mapping[str, str], body
         case WebhookKind.GITHUB:
             return _is_signed(headers.get("x-hub-signature-256", ""), secret=secret, signed=body)
         case WebhookKind.GITLAB:
+            if "webhook-signature" in headers:
+                return _is_signed_by_standard(secret=secret, headers=headers, body=body, now=now)
             return hmac.compare_digest(headers.get("x-gitlab-token", "").encode(), secret.encode())
         case WebhookKind.GENERIC:
             timestamp = headers.get("x-timestamp", "")
@@ -86,6 +93,28 @@ def _is_signed(signature: str, *, secret: str, signed: bytes) -> bool:
     found = _HEX_SHA256.fullmatch(signature)
     expected = hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()
     return found is not None and hmac.compare_digest(found[1], expected)
+
+
+def _is_signed_by_standard(*, secret: str, headers: Mapping[str, str], body: bytes, now: datetime) -> bool:
+    """Several signatures, apart by spaces, are a sender's way to rotate: one that fits is enough."""
+    timestamp = headers.get("webhook-timestamp", "")
+    if not _is_recent(timestamp, now=now):
+        return False
+    signed = f"{headers.get('webhook-id', '')}.{timestamp}.".encode() + body
+    digest = hmac.new(_signing_key(secret), signed, hashlib.sha256).digest()
+    expected = b"v1," + base64.b64encode(digest)
+    return any(hmac.compare_digest(it.encode(), expected) for it in headers["webhook-signature"].split(" "))
+
+
+def _signing_key(secret: str) -> bytes:
+    return base64.b64decode(secret.removeprefix(SIGNING_PREFIX))
+
+
+def new_secret(kind: WebhookKind, random: bytes) -> str:
+    """In the form its sender takes: GitLab's signing tokens are 32 bytes, and its secret tokens anything."""
+    if kind is WebhookKind.GITLAB:
+        return SIGNING_PREFIX + base64.b64encode(random).decode()
+    return SECRET_PREFIX + base64.urlsafe_b64encode(random).rstrip(b"=").decode()
 
 
 def _is_recent(timestamp: str, *, now: datetime) -> bool:
@@ -114,7 +143,9 @@ def read_delivery(kind: WebhookKind, *, headers: Mapping[str, str], body: bytes,
             name, own_id = headers.get("x-github-event", ""), headers.get("x-github-delivery")
         case WebhookKind.GITLAB:
             # Not X-Gitlab-Event-UUID: events that trigger one another share it.
-            name, own_id = headers.get("x-gitlab-event", ""), headers.get("idempotency-key")
+            # The signed name first; both are the same, and the same again when GitLab sends the delivery again.
+            name = headers.get("x-gitlab-event", "")
+            own_id = headers.get("webhook-id") or headers.get("idempotency-key")
         case WebhookKind.GENERIC:
             # Inside the body, because the body is signed.
             name, own_id = str(payload.get("type") or ""), payload.get("id")
@@ -153,7 +184,9 @@ def summarise(payload: Mapping[str, Any]) -> dict[str, Any]:
         "title": _text(subject.get("title") or subject.get("name")),
         "message": _text(payload.get("message") or subject.get("description")),
         "commits": _commit_titles(cast("Sequence[Any]", commits)) if isinstance(commits, list) else [],
-        "state": _text(subject.get("conclusion") or subject.get("status") or payload.get("state")),
+        "state": _text(
+            subject.get("conclusion") or subject.get("status") or payload.get("state") or payload.get("build_status")
+        ),
         "labels": _labels(payload, subject),
         "touches": ["schema"] if isinstance(commits, list) and _touches_schema(cast("Sequence[Any]", commits)) else [],
     }

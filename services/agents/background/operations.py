@@ -18,10 +18,11 @@ from services.agents.background.domain import (
     BACKGROUND_PRIORITY,
     PROPOSED_OUTPUT_TOKENS,
     SECRET_OVERLAP,
-    SECRET_PREFIX,
     Delivery,
     EndpointNotFound,
+    WebhookKind,
     asks_for_suggestion,
+    new_secret,
     suggestion_task,
 )
 from services.agents.background.queries import Endpoint, EndpointWithSecret, NewEndpoint, Proposal
@@ -42,7 +43,7 @@ class CreatedEndpoint:
 
 
 async def create_endpoint(conn: Connection, new: NewEndpoint) -> CreatedEndpoint:
-    secret, endpoint_id = _new_secret(), new_id()
+    secret, endpoint_id = _new_secret(new.kind), new_id()
     created_at = await queries.insert_endpoint(conn, endpoint_id, new, secret=secret)
     endpoint = Endpoint(
         id=endpoint_id,
@@ -57,7 +58,10 @@ async def create_endpoint(conn: Connection, new: NewEndpoint) -> CreatedEndpoint
 
 async def rotate_endpoint(conn: Connection, endpoint_id: UUID, *, user_id: str) -> str:
     """Return the new secret; the one before is accepted for a day more. Raises EndpointNotFound."""
-    secret = _new_secret()
+    kind = await queries.find_kind(conn, endpoint_id, user_id=user_id)
+    if kind is None:
+        raise EndpointNotFound
+    secret = _new_secret(kind)
     overlap_s = SECRET_OVERLAP.total_seconds()
     if not await queries.rotate_secret(conn, endpoint_id, user_id=user_id, secret=secret, overlap_s=overlap_s):
         raise EndpointNotFound
@@ -70,8 +74,8 @@ async def delete_endpoint(conn: Connection, endpoint_id: UUID, *, user_id: str) 
         raise EndpointNotFound
 
 
-def _new_secret() -> str:
-    return SECRET_PREFIX + secrets.token_urlsafe(32)
+def _new_secret(kind: str) -> str:
+    return new_secret(WebhookKind(kind), secrets.token_bytes(32))
 
 
 async def receive_delivery(

@@ -87,6 +87,12 @@ async def insert_endpoint(conn: Connection, endpoint_id: UUID, new: NewEndpoint,
     )
 
 
+async def find_kind(conn: Connection, endpoint_id: UUID, *, user_id: str) -> str | None:
+    return await conn.fetchval(
+        "SELECT kind FROM agents.webhook_endpoints WHERE id = $1 AND user_id = $2", endpoint_id, user_id
+    )
+
+
 async def rotate_secret(conn: Connection, endpoint_id: UUID, *, user_id: str, secret: str, overlap_s: float) -> bool:
     """Give the user's endpoint a new secret; the present one stays good for `overlap_s`. False if there is none."""
     rotated = await conn.fetchval(

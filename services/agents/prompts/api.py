@@ -1,4 +1,4 @@
-"""HTTP in for prompts: sliders, atoms, template customisations, and a preview of what a model would be given."""
+"""HTTP in for prompts: sliders, atoms, and a preview of what a model would be given."""
 
 from typing import Annotated, Any
 from uuid import UUID
@@ -6,14 +6,13 @@ from uuid import UUID
 from fastapi import APIRouter
 from pydantic import Field
 
-from libs.common.clock import iso_millis
 from libs.common.database import Database
 from libs.common.http import CurrentCaller
 from libs.common.inputs import Input
-from services.agents.paging import Cursor, Limit, decode_cursor, page
 from services.agents.prompts import operations, queries
-from services.agents.prompts.domain import Ingredients, TemplateNotFound, Vibe, assemble, held_input_tokens
-from services.agents.prompts.queries import Template
+from services.agents.prompts.domain import Ingredients, Vibe, assemble, held_input_tokens
+from services.agents.templates import queries as template_queries
+from services.agents.templates.domain import Template, TemplateNotFound
 
 Slider = Annotated[int, Field(ge=0, le=100, strict=True)]
 AgentType = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
@@ -25,20 +24,6 @@ class VibeInput(Input):
     playfulness: Slider = 50
     revenue_focus: Slider = 50
     investor_perspective: Slider = 50
-
-
-class TemplateInput(Input):
-    """`id` may be chosen by the caller, so that a repeated request makes one template."""
-
-    name: str = Field(min_length=1, max_length=120)
-    instructions: str = Field(min_length=1, max_length=8_000)
-    agent_type: AgentType = "suggestion"
-    id: UUID | None = None
-
-
-class TemplateChange(Input):
-    name: str = Field(min_length=1, max_length=120)
-    instructions: str = Field(min_length=1, max_length=8_000)
 
 
 class PreviewInput(Input):
@@ -59,10 +44,6 @@ class Routes:
         router.add_api_route("/vibe-config", self.get_vibe, methods=["GET"])
         router.add_api_route("/vibe-config", self.put_vibe, methods=["PUT"])
         router.add_api_route("/prompt-atoms", self.list_atoms, methods=["GET"])
-        router.add_api_route("/templates", self.list_templates, methods=["GET"])
-        router.add_api_route("/templates", self.create_template, methods=["POST"], status_code=201)
-        router.add_api_route("/templates/{template_id}", self.change_template, methods=["PUT"])
-        router.add_api_route("/templates/{template_id}", self.delete_template, methods=["DELETE"], status_code=204)
         router.add_api_route("/prompts/preview", self.preview, methods=["POST"])
         return router
 
@@ -95,47 +76,13 @@ class Routes:
         ]
         return {"items": items, "next_cursor": None}
 
-    async def list_templates(self, caller: CurrentCaller, cursor: Cursor = None, limit: Limit = 20) -> dict[str, Any]:
-        user_id = str(caller.require_user())
-        before = decode_cursor(cursor)
-        async with self._database.transaction_as(caller.claims) as conn:
-            templates = await queries.list_templates(conn, user_id=user_id, before=before, limit=limit + 1)
-        return page(templates, limit=limit, render=_render_template)
-
-    async def create_template(self, caller: CurrentCaller, body: TemplateInput) -> dict[str, Any]:
-        user_id = caller.require_user()
-        async with self._database.transaction_as(caller.claims) as conn:
-            template = await operations.create_template(
-                conn,
-                user_id=user_id,
-                template_id=body.id,
-                name=body.name,
-                agent_type=body.agent_type,
-                instructions=body.instructions,
-            )
-        return _render_template(template)
-
-    async def change_template(self, caller: CurrentCaller, template_id: UUID, body: TemplateChange) -> dict[str, Any]:
-        user_id = str(caller.require_user())
-        async with self._database.transaction_as(caller.claims) as conn:
-            template = await operations.change_template(
-                conn, template_id, user_id=user_id, name=body.name, instructions=body.instructions
-            )
-        return _render_template(template)
-
-    async def delete_template(self, caller: CurrentCaller, template_id: UUID) -> None:
-        """Queued runs that name it end as failed and cost nothing but the run."""
-        user_id = str(caller.require_user())
-        async with self._database.transaction_as(caller.claims) as conn:
-            await operations.delete_template(conn, template_id, user_id=user_id)
-
     async def preview(self, caller: CurrentCaller, body: PreviewInput) -> dict[str, Any]:
         """What a run with this body would give its model. Nothing is stored and nothing is charged."""
         user_id = str(caller.require_user())
         async with self._database.transaction_as(caller.claims) as conn:
             template: Template | None = None
             if body.template_id is not None:
-                template = await queries.find_template(conn, user_id, body.template_id)
+                template = await template_queries.find_template(conn, user_id, body.template_id)
                 if template is None:
                     raise TemplateNotFound("There is no such template.")
             vibe = await queries.find_vibe(conn, user_id) or Vibe()
@@ -170,13 +117,3 @@ class Routes:
             "input_tokens": prompt.input_tokens,
             "input_tokens_held": held_input_tokens(body.task, body.context),
         }
-
-
-def _render_template(template: Template) -> dict[str, Any]:
-    return {
-        "id": str(template.id),
-        "name": template.name,
-        "agent_type": template.agent_type,
-        "instructions": template.instructions,
-        "created_at": iso_millis(template.created_at),
-    }

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
-from libs.common.errors import Conflict, NotFound
-
 BYTES_PER_TOKEN: Final = 4
 CATEGORIES: Final = ("tone", "perspective", "phase", "domain", "stack", "constraint", "goal", "risk", "example")
 VIBE_AXES: Final = ("playfulness", "revenue_focus", "investor_perspective")
@@ -73,14 +71,6 @@ _SLIDER_ADVICE: Final[Mapping[str, str]] = {
     "builder": "Prefer what can be built this week over what can be pitched.",
     "investor": "Say what an investor would ask about it.",
 }
-
-
-class TemplateNotFound(NotFound):
-    code = "agents.template_not_found"
-
-
-class TemplateIdTaken(Conflict):
-    code = "agents.template_id_taken"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,6 +152,7 @@ def render_run(run: Run) -> dict[str, Any]:
         "template_id": str(run.template_id) if run.template_id else None,
         "background_event_id": str(run.background_event_id) if run.background_event_id else None,
         "warnings": run.warnings,
+        "atoms": run.atoms,
         "approval": run.approval,
         "is_bookmarked": run.is_bookmarked,
         "attempt": run.attempt,

@@ -13,6 +13,10 @@ MAX_ATTEMPTS: Final = 3
 """Leases that may expire under a run before it is given up: a crash is ours, three of them may be the run's."""
 
 
+MAX_LESSONS: Final = 3
+"""Of a user's own words on what was wrong with earlier answers, in one prompt."""
+
+
 class RunNotFound(NotFound):
     code = "agents.run_not_found"
 
@@ -66,6 +70,15 @@ class RunEvent:
     @property
     def is_terminal(self) -> bool:
         return self.type in TERMINAL_EVENT_TYPES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Append:
+    """One event to write under a lease."""
+
+    run_id: UUID
+    lease_token: int
+    event: RunEvent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,9 +162,9 @@ class Ending:
         )
 
     @classmethod
-    def crashed(cls, error: RunError) -> "Ending":
-        """We failed, or cannot do what was asked: nothing is charged."""
-        return cls(outcome=Outcome.FAILED, is_billable=False, error=error)
+    def crashed(cls, error: RunError, *, output: str | None = None) -> "Ending":
+        """We failed, or cannot do what was asked: nothing is charged. What was said stays, as the stream has it."""
+        return cls(outcome=Outcome.FAILED, is_billable=False, error=error, output=output)
 
     @classmethod
     def timed_out(cls, error: RunError, *, usage: Usage, output: str | None, model_used: str | None) -> "Ending":
@@ -218,7 +231,11 @@ class NewRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeasedRun:
-    """A run as a worker holds it. Every write names `lease_token`; with an older one nothing is written."""
+    """A run as a worker holds it, with what its prompt needs of its user, as it was when the lease began.
+
+    Every write names `lease_token`; with an older one nothing is written. `tier` None is a user nobody has told of;
+    `template_instructions` None where `template_id` names a template that is gone. `lessons`: newest first.
+    """
 
     id: UUID
     user_id: str
@@ -233,6 +250,9 @@ class LeasedRun:
     template_id: UUID | None
     max_output_tokens: int
     traceparent: str | None
+    tier: str | None
+    template_instructions: str | None
+    lessons: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

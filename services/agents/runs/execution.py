@@ -14,9 +14,11 @@ import structlog
 
 from libs.common.database import Connection, Database, DatabaseUnavailable
 from libs.common.telemetry import span
+from libs.common.waiting import end, woken
 from services.agents.models.domain import ModelNotAvailable
 from services.agents.ports import (
     ChooseModel,
+    Holds,
     Mirror,
     ModelChosen,
     ModelFailed,
@@ -29,19 +31,21 @@ from services.agents.ports import (
     ToolSpec,
     UsageReport,
 )
-from services.agents.prompts.domain import Prompt, TemplateNotFound, count_tokens, held_input_tokens
-from services.agents.runs import operations, queries
-from services.agents.runs.domain import Ending, OutputWarning, RunError, RunEvent, StopReason, Usage
-from services.agents.runs.ingredients import read_prompt
+from services.agents.prompts.domain import Prompt, count_tokens, held_input_tokens
+from services.agents.runs import operations
+from services.agents.runs.domain import Append, Ending, Outcome, OutputWarning, RunError, RunEvent, StopReason, Usage
+from services.agents.runs.ingredients import AtomShelf, prompt_of
 from services.agents.runs.operations import StartedRun
 from services.agents.runs.orchestration import MAX_TOOL_ROUNDS, TOOLS, PlanInvalid, read_plan, repair_request
 from services.agents.runs.safety import check_output
+from services.agents.runs.scribe import Scribe
 from services.agents.runs.tools import use_tool
+from services.agents.runs.transcript import Transcript
+from services.agents.templates.domain import TemplateNotFound
 
 log = structlog.get_logger(__name__)
 
-FLUSH_INTERVAL_S: Final = 0.04
-FLUSH_CHARS: Final = 400
+FREE: Final = "free"
 LEAST_OUTPUT_TOKENS: Final = 32
 """A further round of an orchestrator that could say less than this is not begun."""
 ORCHESTRATOR: Final = "orchestrator"
@@ -58,8 +62,11 @@ class Engine:
     """What executing runs needs, the same for all runs of a process."""
 
     database: Database
+    scribe: Scribe
+    shelf: AtomShelf
     mirror: Mirror
     choose_model: ChooseModel
+    holds: Holds
     first_token_limit_s: float
     idle_limit_s: float
     total_limit_s: float
@@ -79,21 +86,24 @@ class Execution:
         self._engine = engine
         self._seq = started.event.seq
         self._stop: asyncio.Future[StopReason] = asyncio.get_running_loop().create_future()
-        self._output: list[str] = []
-        self._unsent: list[str] = []
-        self._flushed_at = float("-inf")
+        self._news, self._has_room = asyncio.Event(), asyncio.Event()
+        self._heard_at = float("-inf")
+        self._patience_s = engine.first_token_limit_s
         self._is_held_back = started.run.agent_type == ORCHESTRATOR
+        self._transcript = Transcript(is_held_back=self._is_held_back)
         self._model_used: str | None = None
         self._atoms: tuple[str, ...] = ()
         self._calls: list[ToolCall] = []
         self._warnings: list[OutputWarning] = []
         self._input_tokens = 0
+        self._held_tokens = held_input_tokens(started.run.task, started.run.context) + started.run.max_output_tokens
         self._spent = Usage()
         self._reported: Usage | None = None
 
     def stop(self, reason: StopReason) -> None:
         if not self._stop.done():
             self._stop.set_result(reason)
+            self._news.set()
 
     async def execute(self) -> None:
         """Bring the run to its end, or leave it to others where the lease or the process ends first."""
@@ -108,9 +118,11 @@ class Execution:
     async def _attempt(self) -> Ending:
         deadline = time.monotonic() + self._engine.total_limit_s
         try:
-            prompt, tier = await self._persist(lambda conn: read_prompt(conn, self._run))
-            self._atoms = tuple(atom.key for atom in prompt.atoms)
-            provider = self._engine.choose_model(ModelWish(requested=self._run.model_requested, tier=tier))
+            prompt = prompt_of(self._run, await self._patiently(self._engine.shelf.atoms))
+            self._atoms = tuple(f"{atom.key}@{atom.version}" for atom in prompt.atoms)
+            provider = self._engine.choose_model(
+                ModelWish(requested=self._run.model_requested, tier=self._run.tier or FREE)
+            )
             self._model_used = provider.name
             return await self._converse(provider, prompt, deadline=deadline)
         except TemplateNotFound as error:
@@ -123,12 +135,14 @@ class Execution:
             raise
         except Exception:  # the edge of a run: a bug ends this run, visibly and at our cost, and no other
             log.exception("run_crashed", run_id=str(self.run_id))
-            return Ending.crashed(RunError(code="agents.internal", detail="Something went wrong on our side."))
+            ours = RunError(code="agents.internal", detail="Something went wrong on our side.")
+            return Ending.crashed(ours, output=self._transcript.seen)
 
     async def _converse(self, provider: ModelProvider, prompt: Prompt, *, deadline: float) -> Ending:
         """One round for most runs; an orchestrator may use tools, and has one chance to mend its plan.
 
-        All rounds together stay within the hold of the run: each is given what the ones before have left of it.
+        All rounds together stay within the hold of the run: each is given what the ones before have left of it, and
+        before one would run out of it, metering is asked for more.
         """
         rounds: list[Round] = []
         has_mended = False
@@ -145,21 +159,22 @@ class Execution:
             rounds.append(following)
             has_mended = has_mended or following.request is not None
             self._close_round()
+            await self._extend_hold(prompt, rounds)
             if self._affordable_output(prompt, rounds) < LEAST_OUTPUT_TOKENS:
                 self._warn("agents.budget_spent", "What the run could afford was used up before the plan was complete.")
-                self._output[:] = [following.text]
+                self._transcript.replace(following.text)
                 return self._succeeded()
-            self._output.clear()
+            self._transcript.clear()
 
     async def _next_round(self, *, may_mend: bool) -> Round | None:
         """What to say to the model next; None when its answer stands."""
         if not self._is_held_back:
             return None
-        text = self._text()
+        text = self._transcript.text
         if self._calls:
             return Round(text=text, calls=tuple(self._calls), results=await self._use_tools())
         try:
-            self._output[:] = [read_plan(text)]
+            self._transcript.replace(read_plan(text))
         except PlanInvalid as error:
             if may_mend:
                 return Round(text=text, request=repair_request(error.problems))
@@ -185,64 +200,79 @@ class Execution:
         self._calls.clear()
         self._input_tokens = 0
 
-    def _affordable_output(self, prompt: Prompt, rounds: list[Round]) -> int:
+    async def _extend_hold(self, prompt: Prompt, rounds: list[Round]) -> None:
+        """Before the next round, and only by what it needs; never beyond the output that was asked for."""
         run = self._run
-        held = held_input_tokens(run.task, run.context) + run.max_output_tokens
-        left = held - self._spent.input_tokens - self._spent.output_tokens - _round_tokens(prompt, rounds)
-        return min(run.max_output_tokens - self._spent.output_tokens, left) if rounds else run.max_output_tokens
+        wanted = run.max_output_tokens - self._spent.output_tokens
+        if wanted < LEAST_OUTPUT_TOKENS or self._affordable_output(prompt, rounds) >= wanted:
+            return
+        tokens = self._spent.input_tokens + run.max_output_tokens + _round_tokens(prompt, rounds)
+        if await self._engine.holds.extend(run.id, run.user_id, tokens=tokens):
+            self._held_tokens = tokens
+
+    def _affordable_output(self, prompt: Prompt, rounds: list[Round]) -> int:
+        allowed = self._run.max_output_tokens - self._spent.output_tokens
+        if not rounds:
+            return allowed
+        spent = self._spent.input_tokens + self._spent.output_tokens
+        return min(allowed, self._held_tokens - spent - _round_tokens(prompt, rounds))
 
     def _warn(self, code: str, detail: str) -> None:
         self._warnings.append(OutputWarning(code=code, detail=detail))
 
     async def _follow(self, outputs: AsyncGenerator[ModelOutput, None], *, deadline: float) -> Ending | None:
-        """Take what the model sends, piece by piece, until it ends or one of the limits or a stop comes first.
+        """Take what the model sends until it ends or one of the limits or a stop comes first.
 
-        Returns None when the model has said all it has to say in this round.
+        Returns None when the model has said all it has to say in this round. Listening goes on beside the writing, and
+        wakes it only where there is something to do: a model's pieces are many, its rows are to be few.
         """
-        async with contextlib.aclosing(outputs):
-            pending = asyncio.create_task(_next(outputs))
-            try:
-                heard_at = time.monotonic()
-                patience_s = self._engine.first_token_limit_s
-                while True:
-                    await self._wait(pending, until=min(deadline, heard_at + patience_s))
-                    if self._stop.done():
-                        return self._stopped(self._stop.result())
-                    if pending.done():
-                        output = pending.result()
-                        if output is None:
-                            return None
-                        self._take(output)
-                        heard_at = time.monotonic()
-                        if isinstance(output, TextDelta):
-                            patience_s = self._engine.idle_limit_s
-                        pending = asyncio.create_task(_next(outputs))
-                    now = time.monotonic()
-                    if now >= deadline:
-                        return self._timed_out(f"The run took longer than {self._engine.total_limit_s:g} seconds.")
-                    if now >= heard_at + patience_s:
-                        return self._timed_out(f"The model was silent for {patience_s:g} seconds.")
-                    if self._is_flush_due(now):
-                        await self._flush()
-            finally:
-                # The generator cannot be closed while it is being waited on.
-                pending.cancel()
-                await asyncio.gather(pending, return_exceptions=True)
+        self._heard_at = time.monotonic()
+        self._patience_s = self._engine.first_token_limit_s
+        listening = asyncio.create_task(self._listen(outputs))
+        listening.add_done_callback(lambda _: self._news.set())
+        try:
+            while True:
+                if self._stop.done():
+                    return self._stopped(self._stop.result())
+                if listening.done():
+                    listening.result()
+                    return None
+                now = time.monotonic()
+                if now >= deadline:
+                    return self._timed_out(f"The run took longer than {self._engine.total_limit_s:g} seconds.")
+                if now >= self._heard_at + self._patience_s:
+                    return self._timed_out(f"The model was silent for {self._patience_s:g} seconds.")
+                if self._transcript.is_due(now=now):
+                    await self._flush()
+                else:
+                    until = min(deadline, self._heard_at + self._patience_s, self._transcript.due_at)
+                    await self._sleep(until=until)
+        finally:
+            # Ends the model's work at once: the generator is closed where it stands.
+            await end([listening], patience_s=1)
+            if not listening.cancelled():
+                listening.exception()  # whatever it was, the run has its end: nobody else has to hear of it
 
-    async def _wait(self, pending: "asyncio.Task[ModelOutput | None]", *, until: float) -> None:
-        if self._unsent:
-            until = min(until, self._flushed_at + FLUSH_INTERVAL_S)
-        await asyncio.wait(
-            {pending, self._stop}, timeout=max(0.0, until - time.monotonic()), return_when=asyncio.FIRST_COMPLETED
-        )
+    async def _listen(self, outputs: AsyncGenerator[ModelOutput, None]) -> None:
+        async with contextlib.aclosing(outputs):
+            async for output in outputs:
+                self._take(output)
+                if self._transcript.is_full:
+                    # No faster than it is written down; it also gives way to others where a model never pauses.
+                    self._has_room.clear()
+                    await self._has_room.wait()
+
+    async def _sleep(self, *, until: float) -> None:
+        await woken(self._news, within_s=max(0.0, until - time.monotonic()))
+        self._news.clear()
 
     def _take(self, output: ModelOutput) -> None:
+        self._heard_at = time.monotonic()
         match output:
             case TextDelta(text=text):
-                if text := _storable(text):
-                    self._output.append(text)
-                    if not self._is_held_back:
-                        self._unsent.append(text)
+                self._patience_s = self._engine.idle_limit_s
+                if self._transcript.add(text):
+                    self._news.set()
             case UsageReport(usage=usage):
                 self._reported = usage
             case ModelChosen(name=name):
@@ -252,22 +282,17 @@ class Execution:
             case _:
                 assert_never(output)
 
-    def _is_flush_due(self, now: float) -> bool:
-        """The first piece at once, so that the user sees it begin; later ones gathered, so that rows stay few."""
-        if not self._unsent:
-            return False
-        return now - self._flushed_at >= FLUSH_INTERVAL_S or sum(map(len, self._unsent)) >= FLUSH_CHARS
-
     async def _flush(self) -> None:
-        await self._append(RunEvent(seq=self._seq + 1, type="run.delta", data={"text": "".join(self._unsent)}))
-        self._unsent.clear()
-        self._flushed_at = time.monotonic()
+        # Taken before the write, during which more may come.
+        text = self._transcript.show(now=time.monotonic())
+        await self._append(RunEvent(seq=self._seq + 1, type="run.delta", data={"text": text}))
+        if not self._has_room.is_set():
+            self._heard_at = time.monotonic()  # what we were not listening to was no silence
+            self._has_room.set()
 
     async def _append(self, event: RunEvent) -> None:
-        async def append(conn: Connection) -> bool:
-            return await queries.append_events(conn, self.run_id, [event], lease_token=self.lease_token)
-
-        if not await self._persist(append):
+        append = Append(run_id=self.run_id, lease_token=self.lease_token, event=event)
+        if not await self._patiently(lambda: self._engine.scribe.append(append)):
             raise Stopped
         self._seq = event.seq
         self._engine.mirror.offer(self.run_id, [event])
@@ -275,7 +300,12 @@ class Execution:
     async def _finish(self, ending: Ending) -> None:
         async def finish(conn: Connection) -> list[RunEvent] | None:
             return await operations.finish_run(
-                conn, self.run_id, ending, lease_token=self.lease_token, last_text="".join(self._unsent)
+                conn,
+                self.run_id,
+                ending,
+                lease_token=self.lease_token,
+                last_text=self._transcript.rest(is_whole=ending.outcome is Outcome.SUCCEEDED),
+                last_seq=self._seq,
             )
 
         events = await self._persist(finish)
@@ -284,14 +314,22 @@ class Execution:
         self._engine.mirror.offer(self.run_id, events)
 
     async def _persist(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        """Do one transaction, waiting out an absent database: the run goes on where it was when it is back.
+        """Do one transaction; the work is safe to repeat."""
 
-        The work is safe to repeat. Raises Stopped if the process ends or the lease is lost meanwhile.
+        async def transact() -> T:
+            async with self._engine.database.transaction() as conn:
+                return await work(conn)
+
+        return await self._patiently(transact)
+
+    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do the work, waiting out an absent database: the run goes on where it was when it is back.
+
+        Raises Stopped if the process ends or the lease is lost meanwhile.
         """
         while True:
             try:
-                async with self._engine.database.transaction() as conn:
-                    return await work(conn)
+                return await work()
             except DatabaseUnavailable as error:
                 log.warning("run_paused", run_id=str(self.run_id), error=error.detail)
                 up = asyncio.create_task(self._engine.database.wait_until_up())
@@ -303,16 +341,14 @@ class Execution:
     def _stopped(self, reason: StopReason) -> Ending:
         match reason:
             case StopReason.CANCELLED:
-                return Ending.cancelled(usage=self._usage(), output=self._text(), model_used=self._model_used)
+                return Ending.cancelled(usage=self._usage(), output=self._transcript.seen, model_used=self._model_used)
             case StopReason.FENCED | StopReason.SHUTDOWN:
                 raise Stopped
             case _:
                 assert_never(reason)
 
     def _succeeded(self) -> Ending:
-        text = self._text()
-        if self._is_held_back:
-            self._unsent[:] = [text] if text else []
+        text = self._transcript.text
         return Ending.succeeded(
             output=text,
             usage=self._usage(),
@@ -323,14 +359,11 @@ class Execution:
 
     def _failed(self, error: RunError, *, reported: Usage | None) -> Ending:
         usage = self._spent.plus(reported or self._reported or Usage())
-        return Ending.failed(error, usage=usage, output=self._text() or None, model_used=self._model_used)
+        return Ending.failed(error, usage=usage, output=self._transcript.seen, model_used=self._model_used)
 
     def _timed_out(self, detail: str) -> Ending:
         error = RunError(code="agents.run_timed_out", detail=f"{detail} Nothing was charged.")
-        return Ending.timed_out(error, usage=self._usage(), output=self._text() or None, model_used=self._model_used)
-
-    def _text(self) -> str:
-        return "".join(self._output)
+        return Ending.timed_out(error, usage=self._usage(), output=self._transcript.seen, model_used=self._model_used)
 
     def _usage(self) -> Usage:
         """What the provider reported, or what we count where it has not come to that, within what was held."""
@@ -338,7 +371,9 @@ class Execution:
             return self._spent.plus(self._reported)
         if not self._input_tokens:
             return self._spent
-        counted = Usage(input_tokens=self._input_tokens, output_tokens=count_tokens(self._text()), is_estimated=True)
+        counted = Usage(
+            input_tokens=self._input_tokens, output_tokens=count_tokens(self._transcript.text), is_estimated=True
+        )
         total = self._spent.plus(counted)
         return replace(total, output_tokens=min(total.output_tokens, self._run.max_output_tokens))
 
@@ -347,12 +382,3 @@ def _round_tokens(prompt: Prompt, rounds: list[Round]) -> int:
     """What a call is sent: the prompt and all rounds so far, by our own count."""
     said = [text for it in rounds for text in (it.text, it.request or "", *it.results.values())]
     return prompt.input_tokens + sum(map(count_tokens, said))
-
-
-def _storable(text: str) -> str:
-    """Without what PostgreSQL's text cannot hold: NUL, and halves of surrogate pairs."""
-    return text.replace("\0", "").encode(errors="replace").decode()
-
-
-async def _next(outputs: AsyncGenerator[ModelOutput, None]) -> ModelOutput | None:
-    return await anext(outputs, None)

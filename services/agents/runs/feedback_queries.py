@@ -1,12 +1,9 @@
-"""All SQL on what users thought of their runs, and what later prompts learn from it."""
+"""All SQL on what users thought of their runs, and the success rates it moves."""
 
 from collections.abc import Sequence
-from typing import Final
 from uuid import UUID
 
 from libs.common.database import Connection
-
-MAX_LESSONS: Final = 3
 
 
 async def find_feedback(conn: Connection, run_id: UUID) -> tuple[str, str | None] | None:
@@ -15,8 +12,8 @@ async def find_feedback(conn: Connection, run_id: UUID) -> tuple[str, str | None
 
 
 async def lock_atoms_of(conn: Connection, run_id: UUID) -> list[str]:
-    """The atoms of a finished run's prompt, the run locked."""
-    keys = await conn.fetchval(
+    """The atoms of a finished run's prompt as `key@version`, the run locked."""
+    atoms = await conn.fetchval(
         """
         SELECT atoms FROM public.agent_runs WHERE id = $1
         -- FOR UPDATE: of two verdicts at the same time the second one finds the first and takes it back.
@@ -24,7 +21,7 @@ async def lock_atoms_of(conn: Connection, run_id: UUID) -> list[str]:
         """,
         run_id,
     )
-    return list(keys or ())
+    return list(atoms or ())
 
 
 async def upsert_feedback(conn: Connection, run_id: UUID, *, verdict: str, detail: str | None) -> None:
@@ -41,12 +38,12 @@ async def upsert_feedback(conn: Connection, run_id: UUID, *, verdict: str, detai
     )
 
 
-async def move_rates(conn: Connection, keys: Sequence[str], *, approvals: int, rejections: int) -> None:
-    """Add to the counts of these atoms; negative numbers take a verdict back."""
+async def move_rates(conn: Connection, atoms: Sequence[str], *, approvals: int, rejections: int) -> None:
+    """Add to the counts of these atoms; negative numbers take a verdict back. Versions of the past stay as they are."""
     await conn.execute(
         """
         WITH judged AS (
-            SELECT key FROM public.prompt_atoms WHERE key = ANY($1)
+            SELECT key FROM public.prompt_atoms WHERE key || '@' || version = ANY($1)
             -- FOR UPDATE in one order: two verdicts that share atoms never wait for each other in a circle.
             ORDER BY key FOR UPDATE
         )
@@ -54,22 +51,7 @@ async def move_rates(conn: Connection, keys: Sequence[str], *, approvals: int, r
         SET approvals = greatest(0, approvals + $2), rejections = greatest(0, rejections + $3)
         FROM judged WHERE a.key = judged.key
         """,
-        list(keys),
+        list(atoms),
         approvals,
         rejections,
     )
-
-
-async def list_lessons(conn: Connection, user_id: str, *, agent_type: str) -> list[str]:
-    """What the user found wrong with answers of this kind of agent, newest first."""
-    rows = await conn.fetch(
-        """
-        SELECT detail FROM agents.run_feedback
-        WHERE user_id = $1 AND agent_type = $2 AND verdict <> 'approved' AND detail IS NOT NULL
-        ORDER BY given_at DESC LIMIT $3
-        """,
-        user_id,
-        agent_type,
-        MAX_LESSONS,
-    )
-    return [row["detail"] for row in rows]

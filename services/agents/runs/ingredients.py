@@ -1,31 +1,44 @@
-"""Reads what a run's prompt is made of and assembles it: atoms, template, lessons of earlier answers."""
+"""What a run's prompt is made of: what came with its lease, and the atoms, which all runs share."""
 
-from libs.common.database import Connection
+import time
+from typing import Final
+
+from libs.common.database import Database
 from services.agents.prompts import queries as prompt_queries
-from services.agents.prompts.domain import Ingredients, Prompt, TemplateNotFound, Vibe, assemble
-from services.agents.runs import feedback_queries
+from services.agents.prompts.domain import Atom, Ingredients, Prompt, Vibe, assemble
 from services.agents.runs.domain import LeasedRun
-from services.agents.users import queries as user_queries
+from services.agents.templates.domain import TemplateNotFound
 
-FREE = "free"
+KEPT_S: Final = 5.0
 
 
-async def read_prompt(conn: Connection, run: LeasedRun) -> tuple[Prompt, str]:
-    """The prompt, within what the run's hold affords, and the user's tier. Raises TemplateNotFound."""
-    instructions: str | None = None
-    if run.template_id is not None:
-        template = await prompt_queries.find_template(conn, run.user_id, run.template_id)
-        if template is None:
-            raise TemplateNotFound("The template of this run does not exist any more.")
-        instructions = template.instructions
+class AtomShelf:
+    """The atoms in use, read again after five seconds: so late may a curator's change be in a prompt."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._atoms: list[Atom] = []
+        self._read_at = float("-inf")
+
+    async def atoms(self) -> list[Atom]:
+        if time.monotonic() - self._read_at > KEPT_S:
+            async with self._database.transaction() as conn:
+                self._atoms = await prompt_queries.list_atoms(conn)
+            self._read_at = time.monotonic()
+        return self._atoms
+
+
+def prompt_of(run: LeasedRun, atoms: list[Atom]) -> Prompt:
+    """The prompt, within what the run's hold affords. Raises TemplateNotFound."""
+    if run.template_id is not None and run.template_instructions is None:
+        raise TemplateNotFound("The template of this run does not exist any more.")
     ingredients = Ingredients(
         task=run.task,
         agent_type=run.agent_type,
         vibe=Vibe().overridden_by(run.vibe),
         profile=run.profile,
         context=run.context,
-        template_instructions=instructions,
-        lessons=await feedback_queries.list_lessons(conn, run.user_id, agent_type=run.agent_type),
+        template_instructions=run.template_instructions,
+        lessons=run.lessons,
     )
-    tier = await user_queries.find_tier(conn, run.user_id) or FREE
-    return assemble(await prompt_queries.list_atoms(conn), ingredients), tier
+    return assemble(atoms, ingredients)

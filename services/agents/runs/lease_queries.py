@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from libs.common.database import Connection
-from services.agents.runs.domain import MAX_ATTEMPTS, LeasedRun
+from services.agents.runs.domain import MAX_ATTEMPTS, MAX_LESSONS, LeasedRun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +116,15 @@ async def lease_runs(
           -- Said again because this is read again after waiting for a row: a cancellation or a heartbeat came first.
           AND (r.status = 'queued' OR (r.status = 'running' AND r.lease_expires_at <= now()))
         RETURNING r.id, r.user_id, r.lease_token, r.attempt, r.agent_type, r.task, r.model_requested, r.vibe,
-            r.context, r.profile, r.template_id, r.max_output_tokens, r.traceparent
+            r.context, r.profile, r.template_id, r.max_output_tokens, r.traceparent,
+            -- What the prompt needs, so that a run that begins asks for nothing more.
+            (SELECT e.tier FROM agents.entitlements e WHERE e.user_id = r.user_id) AS tier,
+            (SELECT t.instructions FROM public.user_template_customizations t
+             WHERE t.id = r.template_id AND t.user_id = r.user_id) AS template_instructions,
+            ARRAY(SELECT f.detail FROM agents.run_feedback f
+                  WHERE f.user_id = r.user_id AND f.agent_type = r.agent_type
+                    AND f.verdict <> 'approved' AND f.detail IS NOT NULL
+                  ORDER BY f.given_at DESC LIMIT $9) AS lessons
         """,
         list(user_ids),
         list(caps.by_tier),
@@ -126,6 +134,7 @@ async def lease_runs(
         limit,
         worker,
         lease_s,
+        MAX_LESSONS,
     )
     return [LeasedRun(**dict(row)) for row in rows]
 
@@ -134,9 +143,15 @@ async def renew_leases(conn: Connection, leases: Mapping[UUID, int], *, lease_s:
     """Renew what is still ours; return which runs those are. An expired lease that nobody took is ours again."""
     rows = await conn.fetch(
         """
+        WITH held AS (
+            SELECT r.id FROM public.agent_runs r
+            JOIN unnest($1::uuid[], $2::bigint[]) AS held(id, lease_token) USING (id, lease_token)
+            WHERE r.status = 'running'
+            -- FOR NO KEY UPDATE in the order of ids, as the deltas of the same runs lock them.
+            ORDER BY r.id FOR NO KEY UPDATE OF r
+        )
         UPDATE public.agent_runs r SET lease_expires_at = now() + make_interval(secs => $3)
-        FROM unnest($1::uuid[], $2::bigint[]) AS held(id, lease_token)
-        WHERE r.id = held.id AND r.lease_token = held.lease_token AND r.status = 'running'
+        FROM held WHERE r.id = held.id
         RETURNING r.id
         """,
         list(leases),
@@ -157,10 +172,16 @@ async def hand_back(conn: Connection, leases: Mapping[UUID, int]) -> None:
     """Queue our runs again at once, in their old places. It counts as no attempt: nothing went wrong with them."""
     await conn.execute(
         """
+        WITH held AS (
+            SELECT r.id FROM public.agent_runs r
+            JOIN unnest($1::uuid[], $2::bigint[]) AS held(id, lease_token) USING (id, lease_token)
+            WHERE r.status = 'running'
+            -- FOR NO KEY UPDATE in the order of ids, as everybody who locks several runs.
+            ORDER BY r.id FOR NO KEY UPDATE OF r
+        )
         UPDATE public.agent_runs r
         SET status = 'queued', lease_expires_at = NULL, leased_by = NULL, handed_back = r.handed_back + 1
-        FROM unnest($1::uuid[], $2::bigint[]) AS held(id, lease_token)
-        WHERE r.id = held.id AND r.lease_token = held.lease_token AND r.status = 'running'
+        FROM held WHERE r.id = held.id
         """,
         list(leases),
         list(leases.values()),

@@ -7,7 +7,7 @@ from uuid import UUID
 from libs.common import outbox
 from libs.common.database import Connection
 from libs.common.events.agents import RunFinished, RunStarted
-from libs.common.telemetry import span
+from libs.common.telemetry import current_traceparent, span
 from services.agents.prompts import queries as prompt_queries
 from services.agents.prompts.domain import Vibe
 from services.agents.runs import feedback_queries, lease_queries, queries
@@ -33,10 +33,7 @@ async def accept_run(conn: Connection, run: NewRun) -> bool:
     if not await user_queries.hold_user(conn, run.user_id):
         return False
     vibe = (await prompt_queries.find_vibe(conn, run.user_id) or Vibe()).overridden_by(run.vibe)
-    if not await queries.insert_run(conn, replace(run, vibe=vibe.as_dict())):
-        return False
-    await queries.insert_events(conn, [(run.id, RunEvent(seq=1, type="run.queued", data={}))])
-    return True
+    return await queries.insert_run(conn, replace(run, vibe=vibe.as_dict()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,23 +54,34 @@ async def start_runs(conn: Connection, *, caps: Caps, worker: str, lease_s: floa
         for run in runs
     ]
     await queries.insert_events(conn, [(it.run.id, it.event) for it in started])
-    for run in runs:
-        with span("start run", service="agents", traceparent=run.traceparent):
-            await outbox.add(conn, RunStarted(run_id=run.id, user_id=UUID(run.user_id), attempt=run.attempt))
+    await outbox.add_traced(conn, [_told_in_its_trace(run) for run in runs])
     return started
 
 
+def _told_in_its_trace(run: LeasedRun) -> tuple[RunStarted, str | None]:
+    with span("start run", service="agents", traceparent=run.traceparent):
+        return RunStarted(run_id=run.id, user_id=UUID(run.user_id), attempt=run.attempt), current_traceparent()
+
+
 async def finish_run(
-    conn: Connection, run_id: UUID, ending: Ending, *, lease_token: int | None, last_text: str = ""
+    conn: Connection,
+    run_id: UUID,
+    ending: Ending,
+    *,
+    lease_token: int | None,
+    last_text: str = "",
+    last_seq: int | None = None,
 ) -> list[RunEvent] | None:
     """Bring the run to its end with its last events and `run_finished`; return those events.
+
+    `last_seq`: the number of its last event, for who has written that under the lease; looked up where it is None.
 
     Returns None, with nothing written, if the lease has passed on or the run has ended: whoever did that also said so.
     """
     row = await queries.mark_finished(conn, run_id, ending, lease_token=lease_token)
     if row is None:
         return None
-    seq = (await queries.last_seqs(conn, [run_id]))[run_id]
+    seq = last_seq if last_seq is not None else (await queries.last_seqs(conn, [run_id]))[run_id]
     parts: list[tuple[str, dict[str, Any]]] = [("run.delta", {"text": last_text})] if last_text else []
     if ending.usage.input_tokens or ending.usage.output_tokens:
         parts.append(("run.usage", _usage_event(ending)))
@@ -152,10 +160,11 @@ async def finish_lost_runs(conn: Connection, *, limit: int) -> list[tuple[UUID, 
     """End the runs whose workers vanished and that are not tried again; nothing is charged for them."""
     finished: list[tuple[UUID, list[RunEvent]]] = []
     for lost in await lease_queries.lock_lost_runs(conn, limit=limit):
+        said = await queries.text_of_attempt(conn, lost.id)
         ending = (
-            Ending.cancelled()
+            replace(Ending.cancelled(), output=said)
             if lost.is_cancel_requested
-            else Ending.crashed(RunError(code="agents.attempts_exhausted", detail=ATTEMPTS_EXHAUSTED))
+            else Ending.crashed(RunError(code="agents.attempts_exhausted", detail=ATTEMPTS_EXHAUSTED), output=said)
         )
         events = await finish_run(conn, lost.id, ending, lease_token=lost.lease_token)
         if events is not None:

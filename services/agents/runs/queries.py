@@ -8,6 +8,7 @@ from uuid import UUID
 from libs.common.database import Connection, Record
 from services.agents.runs.domain import (
     TERMINAL_EVENT_TYPES,
+    Append,
     Ending,
     NewRun,
     Run,
@@ -19,17 +20,20 @@ from services.agents.runs.domain import (
 
 
 async def insert_run(conn: Connection, run: NewRun) -> bool:
-    """Return False if the run is there already."""
+    """Queue the run with its first event; return False if it is there already."""
     inserted = await conn.fetchval(
         """
-        INSERT INTO public.agent_runs (
-            id, user_id, agent_type, task, model_requested, vibe, context, profile, template_id,
-            background_event_id, max_output_tokens, traceparent, priority, approval
+        WITH run AS (
+            INSERT INTO public.agent_runs (
+                id, user_id, agent_type, task, model_requested, vibe, context, profile, template_id,
+                background_event_id, max_output_tokens, traceparent, priority, approval
+            )
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+            -- ON CONFLICT closes the race of two events that ask for the same run: the later one finds it there.
+            ON CONFLICT (id) DO NOTHING
+            RETURNING id
         )
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
-        -- ON CONFLICT closes the race of two events that ask for the same run: the later one finds it there.
-        ON CONFLICT (id) DO NOTHING
-        RETURNING id
+        INSERT INTO agents.run_events (run_id, seq, type) SELECT id, 1, 'run.queued' FROM run RETURNING run_id
         """,
         run.id,
         run.user_id,
@@ -243,34 +247,41 @@ async def insert_events(conn: Connection, events: Sequence[tuple[UUID, RunEvent]
     )
 
 
-async def append_events(conn: Connection, run_id: UUID, events: Sequence[RunEvent], *, lease_token: int) -> bool:
-    """Append under the lease; return False, with nothing written, if another worker has the run by now.
+async def append_events(conn: Connection, appends: Sequence[Append]) -> list[UUID]:
+    """Append each event under its lease, one of a run at most; return the runs that are still held by their lease.
 
-    Repeating the same append is harmless: after a commit of unknown outcome it is simply done again.
+    For the others nothing is written: another worker has them by now. Repeating the same append is harmless: after a
+    commit of unknown outcome it is simply done again.
     """
-    return await conn.fetchval(
+    rows = await conn.fetch(
         """
-        WITH fence AS (
-            SELECT id FROM public.agent_runs
-            WHERE id = $1 AND lease_token = $2 AND status = 'running'
+        WITH asked AS (
+            SELECT run_id, lease_token, seq, type, data
+            FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::jsonb[])
+                AS e(run_id, lease_token, seq, type, data)
+        ), fence AS (
+            SELECT r.id, asked.seq, asked.type, asked.data
+            FROM public.agent_runs r JOIN asked ON asked.run_id = r.id
+            WHERE r.lease_token = asked.lease_token AND r.status = 'running'
             -- FOR SHARE: a new lease waits for this commit, or this statement waits for the lease and finds itself
-            -- fenced. Without the lock both could pass, and the new worker's numbers would collide with ours.
-            FOR SHARE
+            -- fenced. Without the lock both could pass, and the new worker's numbers would collide with ours. In the
+            -- order of ids, as everybody who locks several runs.
+            ORDER BY r.id FOR SHARE OF r
         ), appended AS (
             INSERT INTO agents.run_events (run_id, seq, type, data)
-            SELECT fence.id, e.seq, e.type, e.data
-            FROM fence, unnest($3::bigint[], $4::text[], $5::jsonb[]) AS e(seq, type, data)
+            SELECT id, seq, type, data FROM fence
             -- ON CONFLICT: only the holder of the fence writes these numbers, so what is there is our own.
             ON CONFLICT (run_id, seq) DO NOTHING
         )
-        SELECT EXISTS (SELECT FROM fence)
+        SELECT id FROM fence
         """,
-        run_id,
-        lease_token,
-        [event.seq for event in events],
-        [event.type for event in events],
-        [dict(event.data) for event in events],
+        [it.run_id for it in appends],
+        [it.lease_token for it in appends],
+        [it.event.seq for it in appends],
+        [it.event.type for it in appends],
+        [dict(it.event.data) for it in appends],
     )
+    return [row["id"] for row in rows]
 
 
 async def list_events(conn: Connection, run_id: UUID, *, after: int, limit: int) -> list[RunEvent]:
@@ -285,6 +296,18 @@ async def list_events(conn: Connection, run_id: UUID, *, after: int, limit: int)
     return [RunEvent(seq=row["seq"], type=row["type"], data=row["data"]) for row in rows]
 
 
+async def text_of_attempt(conn: Connection, run_id: UUID) -> str | None:
+    """What a reader of the stream has before them: the text since the last `run.started`; None before the first."""
+    return await conn.fetchval(
+        """
+        SELECT string_agg(data->>'text', '' ORDER BY seq) FROM agents.run_events
+        WHERE run_id = $1 AND type = 'run.delta'
+          AND seq > (SELECT max(seq) FROM agents.run_events WHERE run_id = $1 AND type = 'run.started')
+        """,
+        run_id,
+    )
+
+
 async def has_ended_by(conn: Connection, run_id: UUID, *, seq: int) -> bool:
     """Whether the run's terminal event has a number up to `seq`."""
     return await conn.fetchval(
@@ -297,4 +320,13 @@ async def has_ended_by(conn: Connection, run_id: UUID, *, seq: int) -> bool:
 
 async def delete_runs_of(conn: Connection, user_id: str) -> None:
     """Delete a user's runs; their events follow by foreign key, and who still works on one finds itself fenced."""
-    await conn.execute("DELETE FROM public.agent_runs WHERE user_id = $1", user_id)
+    await conn.execute(
+        """
+        DELETE FROM public.agent_runs WHERE id IN (
+            SELECT id FROM public.agent_runs WHERE user_id = $1
+            -- FOR UPDATE in the order of ids, as everybody who locks several runs: nobody waits in a circle.
+            ORDER BY id FOR UPDATE
+        )
+        """,
+        user_id,
+    )

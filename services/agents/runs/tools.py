@@ -6,9 +6,9 @@ from typing import Any, Final
 import orjson
 
 from libs.common.database import Connection
-from services.agents.prompts import queries as prompt_queries
 from services.agents.runs import queries
 from services.agents.runs.domain import RunFilter
+from services.agents.templates import queries as template_queries
 
 MAX_RESULT_CHARS: Final = 4_000
 MAX_RUNS: Final = 10
@@ -21,7 +21,7 @@ async def use_tool(conn: Connection, name: str, arguments: Mapping[str, Any], *,
         case "list_past_runs":
             found: Any = await _past_runs(conn, arguments.get("limit"), user_id=user_id)
         case "list_templates":
-            templates = await prompt_queries.list_templates(conn, user_id=user_id, before=None, limit=MAX_RUNS)
+            templates = await template_queries.list_templates(conn, user_id=user_id, before=None, limit=MAX_RUNS)
             found = [
                 {"name": it.name, "agent_type": it.agent_type, "instructions": it.instructions[:_EXCERPT]}
                 for it in templates

@@ -8,6 +8,7 @@ from libs.common.events.agents import UserErasedByAgents
 from services.agents.background import queries as background_queries
 from services.agents.prompts import queries as prompt_queries
 from services.agents.runs import queries as run_queries
+from services.agents.templates import queries as template_queries
 from services.agents.users import queries
 
 
@@ -31,5 +32,6 @@ async def erase_user(conn: Connection, user_id: UUID) -> None:
     await queries.mark_erased(conn, key)
     await run_queries.delete_runs_of(conn, key)
     await background_queries.delete_all_of(conn, key)
+    await template_queries.delete_all_of(conn, key)
     await prompt_queries.delete_all_of(conn, key)
     await outbox.add(conn, UserErasedByAgents(user_id=user_id))

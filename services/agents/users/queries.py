@@ -5,6 +5,9 @@ from libs.common.database import Connection
 
 async def hold_user(conn: Connection, user_id: str) -> bool:
     """Make sure the user has a row and hold it against erasure until commit; return False if the user is erased."""
+    is_there = await _hold_row(conn, user_id)
+    if is_there is not None:
+        return is_there
     await conn.execute(
         """
         INSERT INTO agents.entitlements (user_id) VALUES ($1)
@@ -13,6 +16,10 @@ async def hold_user(conn: Connection, user_id: str) -> bool:
         """,
         user_id,
     )
+    return bool(await _hold_row(conn, user_id))
+
+
+async def _hold_row(conn: Connection, user_id: str) -> bool | None:
     return await conn.fetchval(
         """
         SELECT erased_at IS NULL FROM agents.entitlements WHERE user_id = $1

@@ -4,6 +4,7 @@ import re
 from typing import Annotated, Any, Final, cast
 from uuid import UUID
 
+import structlog
 from fastapi import Query, Request
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -14,6 +15,8 @@ from services.gateway.auth.operations import SignedIn
 from services.gateway.auth.passwords import Passwords
 from services.gateway.auth.tokens import AccessTokens, ApiKeys
 from services.gateway.domain import Identity
+
+log = structlog.get_logger(__name__)
 
 _BEARER: Final = re.compile(r"bearer (\S+)", re.IGNORECASE)
 
@@ -67,13 +70,17 @@ class Desk:
         # Unknown address, no password and wrong password take the same time and get the same answer.
         matches = await self.passwords.matches(password[:1024], stored)
         if user_id is None or not matches:
+            log.warning("sign_in_refused", reason="wrong_credentials", user_id=user_id and str(user_id))
             raise AuthError(400, "invalid_credentials", "Invalid login credentials")
         async with self.database.transaction() as conn:
             signed_in = await operations.start_session(conn, user_id=user_id, method="password")
             if signed_in.user.is_banned(await conn.fetchval("SELECT now()")):
+                log.warning("sign_in_refused", reason="banned", user_id=str(user_id))
                 raise AuthError(400, "user_banned", "User is banned")
             if not signed_in.user.is_confirmed:
+                log.warning("sign_in_refused", reason="not_confirmed", user_id=str(user_id))
                 raise AuthError(400, "email_not_confirmed", "Email not confirmed")
+        log.info("signed_in", user_id=str(user_id), session_id=str(signed_in.session.id))
         return signed_in
 
     def require_service_role(self, request: Request) -> None:

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from libs.common.database import Connection
 from libs.common.ids import new_id
+from services.gateway.admin.queries import insert_audit
 from services.gateway.auth import queries
 from services.gateway.auth.domain import (
     AuthError,
@@ -117,6 +118,13 @@ async def refresh_session(conn: Connection, token: str, *, reuse_interval: timed
             return SignedIn(user=user, session=session)
         case RefreshVerdict.REUSED:
             await queries.delete_sessions(conn, user_id=session.user_id, session_id=session.id, scope="local")
+            await insert_audit(
+                conn,
+                actor="gateway",
+                action="refresh_token_reused",
+                subject=str(session.user_id),
+                after={"session_id": str(session.id), "is_ended": True},
+            )
             return None
         case _:
             assert_never(verdict)

@@ -53,6 +53,11 @@ LETTERS: Final[Mapping[str, Letter]] = {
         subject="You already have an account",
         lead="Someone tried to sign up with your address. You have an account: sign in, or reset your password.",
     ),
+    "payment_failed": Letter(
+        subject="Your payment failed",
+        lead="We could not collect the payment for your plan. Pay, or use another card, to keep it.",
+        button="Pay now",
+    ),
     "password_changed": Letter(
         subject="Your password was changed",
         lead="The password of your account was changed, and other devices were signed out. "

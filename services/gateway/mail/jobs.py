@@ -61,7 +61,7 @@ class MailSender:
     def compose(self, address: str, letter: str, content: dict[str, Any]) -> EmailMessage:
         """The letter as plain text and HTML."""
         kind = LETTERS[letter]
-        values = {"letter": kind, "code": content.get("code", ""), "link": content.get("link", "")}
+        values = {"letter": kind, **{name: content.get(name, "") for name in ("code", "link", "portal")}}
         message = EmailMessage()
         message["From"], message["To"], message["Subject"] = self._from, address, kind.subject
         message["Date"] = formatdate()

@@ -22,6 +22,20 @@ async def insert_mail(conn: Connection, *, address: str, letter: str, content: M
     )
 
 
+async def insert_mail_to_user(conn: Connection, *, user_id: UUID, letter: str, content: Mapping[str, Any]) -> None:
+    """To the user's own address; nobody is written to who has none, or has left."""
+    await conn.execute(
+        """
+        INSERT INTO gateway.mails (id, address, letter, content)
+        SELECT $1, email, $3, $4 FROM auth.users WHERE id = $2 AND email <> '' AND deleted_at IS NULL
+        """,
+        new_id(),
+        user_id,
+        letter,
+        dict(content),
+    )
+
+
 async def lease_mail(conn: Connection) -> Record | None:
     """The next letter that is due, for us alone until the lease ends."""
     return await conn.fetchrow(

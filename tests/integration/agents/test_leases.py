@@ -9,9 +9,10 @@ import pytest
 from libs.common.database import Database
 from libs.common.ids import new_id
 from services.agents.runs import lease_queries, operations, queries
-from services.agents.runs.domain import Ending, RunEvent, Usage
+from services.agents.runs.domain import Append, Ending, RunEvent, Usage
 from services.agents.runs.lease_queries import Caps
 from services.agents.runs.operations import StartedRun
+from services.agents.runs.scribe import Scribe
 from tests.harness.database import TestDatabase
 from tests.harness.patience import eventually
 from tests.harness.services import Place
@@ -53,12 +54,30 @@ async def test_a_zombie_worker_writes_nothing(database: Database, test_database:
     ending = Ending.succeeded(output="from the grave", usage=Usage(), model_used="zombie")
     async with database.transaction() as conn:
         token = zombie.run.lease_token
-        assert not await queries.append_events(conn, run_id, [delta], lease_token=token)
+        assert await queries.append_events(conn, [Append(run_id=run_id, lease_token=token, event=delta)]) == []
         assert await operations.finish_run(conn, run_id, ending, lease_token=token) is None
         assert not await lease_queries.renew_leases(conn, {run_id: token}, lease_s=15)
         await lease_queries.hand_back(conn, {run_id: token})
     assert (await run_row(test_database, run_id))["leased_by"] == "heir"
     assert [it["type"] for it in await stream_of(test_database, run_id)] == ["run.queued", "run.started", "run.started"]
+
+
+async def test_deltas_of_many_runs_written_together_have_each_its_own_fence(
+    database: Database, test_database: TestDatabase
+) -> None:
+    run_ids = [await request_run(database, new_id()) for _ in range(3)]
+    started = {it.run.id: it for it in await lease(database)}
+    scribe = Scribe(database)
+
+    def delta(run_id: UUID, *, older_by: int) -> Append:
+        event = RunEvent(seq=started[run_id].event.seq + 1, type="run.delta", data={"text": "x"})
+        return Append(run_id=run_id, lease_token=started[run_id].run.lease_token - older_by, event=event)
+
+    deltas = [delta(run_id, older_by=age) for run_id, age in zip(run_ids, (0, 1_000, 0), strict=True)]
+    assert await asyncio.gather(*(scribe.append(it) for it in deltas)) == [True, False, True]
+    assert await scribe.append(deltas[0]), "the same delta again is no second one"
+    texts = [text_of(await stream_of(test_database, run_id)) for run_id in run_ids]
+    assert texts == ["x", "", "x"]
 
 
 async def test_a_frozen_worker_that_wakes_up_is_fenced_while_its_heir_finishes(
@@ -117,7 +136,8 @@ async def test_a_killed_worker_s_run_gets_a_second_attempt(place: Place, databas
     [dead] = await lease(database)
     async with database.transaction() as conn:
         delta = RunEvent(seq=3, type="run.delta", data={"text": "half an ans"})
-        assert await queries.append_events(conn, run_id, [delta], lease_token=dead.run.lease_token)
+        append = Append(run_id=run_id, lease_token=dead.run.lease_token, event=delta)
+        assert await queries.append_events(conn, [append]) == [run_id]
     async with agents(place, FakeModel()):
         await expire(place.database, run_id)
         row = await has_status(place.database, run_id, "succeeded")
@@ -130,13 +150,18 @@ async def test_a_killed_worker_s_run_gets_a_second_attempt(place: Place, databas
 
 async def test_three_broken_attempts_fail_the_run_at_no_charge(place: Place, database: Database, user_id: UUID) -> None:
     run_id = await request_run(database, user_id)
-    for _ in range(3):
-        assert len(await lease(database)) == 1
+    for attempt in range(1, 4):
+        (started,) = await lease(database)
+        async with database.transaction() as conn:
+            delta = RunEvent(seq=started.event.seq + 1, type="run.delta", data={"text": f"Attempt {attempt}"})
+            append = Append(run_id=run_id, lease_token=started.run.lease_token, event=delta)
+            await queries.append_events(conn, [append])
         await expire(place.database, run_id)
     assert await lease(database) == []
     async with agents(place, FakeModel()):
         row = await has_status(place.database, run_id, "failed")
-    assert row["error"]["code"] == "agents.attempts_exhausted"
+    assert (row["error"]["code"], row["output"]) == ("agents.attempts_exhausted", "Attempt 3")
+    assert text_of(await stream_of(place.database, run_id)) == "Attempt 3"
     [finished] = await emitted(place.database, FINISHED)
     assert (finished["outcome"], finished["is_billable"]) == ("failed", False)
 

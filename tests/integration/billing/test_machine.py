@@ -9,7 +9,7 @@ from tests.harness.servers import Servers
 from tests.harness.stripe_machine import a_machine, machine_in
 
 FEW = settings(
-    max_examples=4,
+    max_examples=3,
     stateful_step_count=14,
     deadline=None,
     derandomize=True,

@@ -12,7 +12,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from prometheus_client import REGISTRY
 
 from libs.common import database as db
-from libs.common.broker import RETRY_DELAYS_S, BrokerPublisher, Consumer, Subscription, open_publisher
+from libs.common.broker import RETRY_DELAYS_S, BrokerPublisher, Consumer, Subscription, open_publisher, retry_exchange
 from libs.common.clock import iso_millis, system_clock
 from libs.common.database import Connection, Database
 from libs.common.events import Event
@@ -65,14 +65,16 @@ class Desk:
         return {row["name"]: row["rows"] for row in await self.place.database.fetch(" UNION ALL ".join(parts))}
 
     async def take_retried(self) -> AbstractIncomingMessage | None:
-        """Take the message that waits on the first rung of the retry ladder."""
+        """Take the message that waits on the first rung of a retry ladder."""
         connection = await aio_pika.connect(self.place.amqp_url("operator"))
         async with connection, connection.channel() as channel:
-            rung = await channel.get_queue(f"retry.{RETRY_DELAYS_S[0]}s", ensure=False)
-            message = await rung.get(fail=False)
-            if message is not None:
-                await message.ack()
-            return message
+            for service in self.databases:
+                rung = await channel.get_queue(retry_exchange(service, RETRY_DELAYS_S[0]), ensure=False)
+                message = await rung.get(fail=False)
+                if message is not None:
+                    await message.ack()
+                    return message
+            return None
 
 
 def body_of(event: Event, **attributes: Any) -> bytes:

@@ -14,10 +14,13 @@ from libs.common.database import Database
 from libs.common.events.metering import UsageSettled
 from libs.common.plans import load_plans
 from libs.common.process import Loop
+from services.agents.ports import NoExtension
 from services.agents.runs.domain import RunEvent
 from services.agents.runs.execution import Engine
+from services.agents.runs.ingredients import AtomShelf
 from services.agents.runs.jobs import EventSweeper, RunWorker
 from services.agents.runs.lease_queries import Caps
+from services.agents.runs.scribe import Scribe
 from services.billing import operations as billing
 from services.billing import usage_operations, work_queries
 from services.billing.checkout import Desk
@@ -244,12 +247,16 @@ def _forget_streams(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
 
 
 def _work(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
+    database = mortality.database(place.database)
     worker = RunWorker(
         name="mortal",
         engine=Engine(
-            database=mortality.database(place.database),
+            database=database,
+            scribe=Scribe(database),
+            shelf=AtomShelf(database),
             mirror=Unwatched(),
             choose_model=FakeModel().choose,
+            holds=NoExtension(),
             first_token_limit_s=10,
             idle_limit_s=10,
             total_limit_s=30,

@@ -36,7 +36,8 @@ def test_two_webhook_secrets_are_read_apart() -> None:
 
 @pytest.mark.parametrize(("key", "is_live"), [("sk_live_1", True), ("rk_live_1", True), ("sk_test_1", False)])
 def test_the_key_says_whether_money_is_real(key: str, *, is_live: bool) -> None:
-    assert settings(stripe_secret_key=key, stripe_webhook_secret="whsec_aaaaaaaaaaaa").is_live is is_live
+    given = settings(environment="production", stripe_secret_key=key, stripe_webhook_secret="whsec_aaaaaaaaaaaa")
+    assert given.is_live is is_live
 
 
 def test_the_frontend_s_address_must_be_one() -> None:

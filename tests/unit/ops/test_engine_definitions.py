@@ -39,22 +39,25 @@ def test_the_same_input_gives_the_same_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "resource", ["events", "retry.5s", "retry.300s", "billing.agents.run_finished.v1", "billing.x.v1.parked"]
+    "resource", ["billing.retry.5s", "billing.home", "billing.agents.run_finished.v1", "billing.x.v1.parked"]
 )
-def test_a_service_may_use_what_is_shared_and_its_own(resource: str) -> None:
+def test_a_service_may_do_anything_with_its_own(resource: str) -> None:
     assert all(may("billing", what, resource) for what in ("configure", "write", "read"))
 
 
 @pytest.mark.parametrize(
-    "resource", ["agents.x.v1", "billing", "xbilling.y", "eventsx", "retry.5sx", "amq.topic", "billingx.y", ""]
+    "resource",
+    ["agents.x.v1", "billing", "xbilling.y", "eventsx", "retry.5s", "amq.topic", "amq.default", "billingx.y", ""],
 )
 def test_a_service_may_not_touch_anything_else(resource: str) -> None:
     assert not any(may("billing", what, resource) for what in ("configure", "write", "read"))
 
 
-def test_a_service_may_publish_to_the_default_exchange_only() -> None:
-    assert may("billing", "write", "amq.default")
-    assert not may("billing", "read", "amq.default")
+def test_a_service_listens_and_publishes_on_the_shared_exchange_but_does_not_own_it() -> None:
+    assert may("billing", "write", "events")
+    assert may("billing", "read", "events")
+    assert not may("billing", "configure", "events")
+    assert [(it["name"], it["vhost"], it["type"]) for it in rendered()["exchanges"]] == [("events", "venture", "topic")]
 
 
 def test_a_service_may_publish_only_its_own_events() -> None:

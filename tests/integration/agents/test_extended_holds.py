@@ -1,0 +1,104 @@
+"""A run that needs more rounds than its hold affords asks for more before it runs out, and lives with a no."""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import httpx
+import orjson
+import pytest
+
+from libs.common import service_tokens
+from libs.common.database import Database
+from libs.common.ids import new_id
+from services.agents.metering_holds import MeteringHolds
+from services.agents.ports import ModelOutput, ModelWish, Round, TextDelta, ToolCall, ToolSpec, UsageReport
+from services.agents.prompts.domain import Prompt, held_input_tokens
+from services.agents.runs.domain import Usage
+from services.agents.settings import Settings
+from services.agents.wiring import build
+from tests.harness.services import SERVICE_TOKEN_SECRET, Place, run_service
+from tests.integration.agents.workshop import has_status, request_run
+
+TASK = "Plan it."
+MAX_OUTPUT = 200
+PLAN = '{"summary": "S", "steps": [{"title": "T", "detail": "D"}]}'
+
+
+@dataclass
+class CostlyModel:
+    """Looks something up once, at the price of nearly all that is held, then answers with a plan."""
+
+    allowed: list[int] = field(default_factory=list[int])
+    name: str = "fake-1"
+
+    def choose(self, _wish: ModelWish) -> "CostlyModel":
+        return self
+
+    async def stream(
+        self,
+        prompt: Prompt,  # noqa: ARG002 - the port's signature, as is the next
+        *,
+        max_output_tokens: int,
+        tools: Sequence[ToolSpec] = (),  # noqa: ARG002
+        rounds: Sequence[Round] = (),
+    ) -> AsyncGenerator[ModelOutput, None]:
+        self.allowed.append(max_output_tokens)
+        if rounds:
+            yield TextDelta(text=PLAN)
+            yield UsageReport(usage=Usage(input_tokens=500, output_tokens=20))
+        else:
+            yield ToolCall(id="1", name="get_usage", arguments={})
+            yield UsageReport(usage=Usage(input_tokens=held_input_tokens(TASK, {}), output_tokens=10))
+
+
+@dataclass
+class FakeHolds:
+    grants: bool
+    asked: list[tuple[UUID, str, int]] = field(default_factory=list[tuple[UUID, str, int]])
+
+    async def extend(self, run_id: UUID, user_id: str, *, tokens: int) -> bool:
+        self.asked.append((run_id, user_id, tokens))
+        return self.grants
+
+
+@pytest.mark.parametrize("grants", [True, False])
+async def test_more_is_asked_for_before_it_is_used(
+    place: Place, database: Database, user_id: UUID, *, grants: bool
+) -> None:
+    model, holds = CostlyModel(), FakeHolds(grants=grants)
+    run_id = await request_run(database, user_id, task=TASK, agent_type="orchestrator", max_output_tokens=MAX_OUTPUT)
+    settings = place.settings_for(Settings, "agents")
+    async with run_service(build(settings, models=model.choose, holds=holds)):
+        row = await has_status(place.database, run_id, "succeeded")
+    ((asked_run, asked_user, tokens),) = holds.asked
+    assert (asked_run, asked_user) == (run_id, str(user_id))
+    assert tokens > held_input_tokens(TASK, {}) + MAX_OUTPUT
+    if grants:
+        assert model.allowed == [MAX_OUTPUT, MAX_OUTPUT - 10]
+        assert '"summary": "S"' in row["output"]
+        assert row["warnings"] == []
+    else:
+        assert model.allowed == [MAX_OUTPUT]
+        assert [it["code"] for it in row["warnings"]] == ["agents.budget_spent"]
+
+
+@pytest.mark.parametrize(("status", "granted"), [(200, True), (429, False), (404, False), (503, False), (None, False)])
+async def test_whatever_is_not_a_clear_yes_is_a_no(status: int | None, *, granted: bool) -> None:
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        if status is None:
+            raise httpx.ConnectTimeout("away")
+        return httpx.Response(status, json={})
+
+    run_id, user_id = new_id(), new_id()
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://metering") as client:
+        holds = MeteringHolds(client, secret=SERVICE_TOKEN_SECRET)
+        assert await holds.extend(run_id, str(user_id), tokens=5_000) is granted
+    (request,) = seen
+    assert (request.method, request.url.path) == ("PUT", f"/internal/holds/{run_id}")
+    assert orjson.loads(request.content) == {"amounts": {"tokens": 5_000}}
+    token = request.headers["authorization"].removeprefix("Bearer ")
+    assert service_tokens.verify(token, SERVICE_TOKEN_SECRET, audience="metering").user_id == user_id
