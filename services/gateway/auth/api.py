@@ -28,7 +28,6 @@ from services.gateway.codes.operations import Links, Mailing
 from services.gateway.domain import Identity
 from services.gateway.mail import queries as mail
 
-
 MAX_PASSWORD_INPUT: Final = 4096
 _EXTERNAL_PROVIDERS: Final = tuple(
     """anonymous_users apple azure bitbucket discord facebook figma fly github gitlab google kakao keycloak linkedin
