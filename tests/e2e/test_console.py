@@ -32,7 +32,7 @@ async def browser() -> AsyncGenerator[Browser, None]:
 
 @pytest.fixture
 async def screen(browser: Browser) -> AsyncGenerator[BrowserContext, None]:
-    context = await browser.new_context(viewport={"width": 1280, "height": 860})
+    context = await browser.new_context(viewport={"width": 1280, "height": 860}, reduced_motion="reduce")
     context.set_default_timeout(20_000)
     yield context
     await context.close()
