@@ -39,6 +39,7 @@ class SharedServers:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", default="", help="keep what the browser saw in this folder (docs/img)")
     parser.addoption("--seed", type=int, default=0, help="repeat a fault test's schedule by the seed it printed")
     parser.addoption(
         "--rewrite-expected", action="store_true", help="take what tests/security finds as the reviewed table"

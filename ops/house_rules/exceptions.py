@@ -27,10 +27,5 @@ EXCEPTIONS: Final[Mapping[tuple[str, str, str], str]] = {
     ("function-size", "services/metering/ledger/queries.py", "book_settlement"): _ONE_STATEMENT,
     ("function-size", "tests/contracts/devkit/test_shapes.py", "shown"): "a list of one object of each kind",
     ("no-sleep-in-tests", "tests/contracts/devkit/emulation.py", "eventually"): "what tests without a loop wait with",
-    (
-        "no-sleep-in-tests",
-        "tests/integration/gateway/test_streams.py",
-        "frames",
-    ): "gives way, as a stream that waits does",
     ("no-sleep-in-tests", "tests/harness/patience.py", "eventually"): "what every other test waits with",
 }

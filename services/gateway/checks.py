@@ -32,12 +32,12 @@ def check_mail(database: Database, *, is_sent: bool) -> Check:
 
 
 def check_auth_failures(traffic: Traffic) -> Check:
-    """Wrong passwords, dead refresh tokens, unknown codes among all attempts; a refusal for haste is neither."""
+    """Wrong passwords, dead refresh tokens, unknown codes among all attempts; one refused for haste is none."""
 
     async def probe() -> Finding:
         return traffic.share_percent(
-            of=lambda _, status: 400 <= status < 500 and status != 429,  # noqa: PLR2004
-            among=lambda route, _: route in _ATTEMPTS,
+            of=lambda _, status: 400 <= status < 500,  # noqa: PLR2004
+            among=lambda route, status: route in _ATTEMPTS and status != 429,  # noqa: PLR2004
             at_most_percent=MAX_AUTH_FAILURES_PERCENT,
         )
 

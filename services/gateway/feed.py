@@ -6,7 +6,7 @@ Nothing depends on a hint arriving: whoever listens also looks into the tables, 
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -20,10 +20,18 @@ READ_TIMEOUT_S: Final = 5.0
 RETRY_S: Final = 0.5
 
 
+class Listener(Protocol):
+    """A bounded queue, or what behaves like one."""
+
+    def full(self) -> bool: ...
+    def get_nowait(self) -> bytes: ...
+    def put_nowait(self, item: bytes, /) -> None: ...
+
+
 class LiveFeed:
     def __init__(self, redis: Redis) -> None:
         self._pubsub: Any = redis.pubsub(ignore_subscribe_messages=True)  # pyright: ignore[reportUnknownMemberType]
-        self._listeners: dict[str, set[asyncio.Queue[bytes]]] = {}
+        self._listeners: dict[str, set[Listener]] = {}
         self._subscribed = asyncio.Event()
         self.is_up = True
 
@@ -46,16 +54,22 @@ class LiveFeed:
 
     @asynccontextmanager
     async def listen(self, channel: str) -> AsyncGenerator[asyncio.Queue[bytes], None]:
+        """What is published on the channel, the newest of it if there is more than a reader takes."""
         queue: asyncio.Queue[bytes] = asyncio.Queue(QUEUE_SIZE)
+        async with self.ring(channel, queue):
+            yield queue
+
+    @asynccontextmanager
+    async def ring(self, channel: str, listener: Listener) -> AsyncGenerator[None, None]:
         listeners = self._listeners.setdefault(channel, set())
-        listeners.add(queue)
+        listeners.add(listener)
         try:
             if len(listeners) == 1:
                 await self._try("subscribe", channel)
                 self._subscribed.set()
-            yield queue
+            yield
         finally:
-            listeners.discard(queue)
+            listeners.discard(listener)
             if not listeners and self._listeners.pop(channel, None) is not None:
                 await self._try("unsubscribe", channel)
                 if not self._listeners:

@@ -20,6 +20,7 @@ from services.gateway.domain import AccountBanned, Identity, InvalidAccessToken,
 from services.gateway.limited.state import LimitedRequests
 from services.gateway.limits import Limit, RateLimiter, Verdict, headers_of
 from services.gateway.sessions import Sessions, Standings
+from services.gateway.sse import run_detached
 from services.gateway.switches.state import Switches
 
 MAINTENANCE_RETRY_S: Final = 3600
@@ -102,7 +103,9 @@ class Gate:
             closed = Response(MAINTENANCE_BODY, 503, headers, media_type="application/json")
             await closed(scope, receive, send)
             return
-        await self._app(scope, receive, _with_limit_headers(send, verdicts) if verdicts else send)
+        told = _with_limit_headers(send, verdicts) if verdicts else send
+        await self._app(scope, receive, told)
+        await run_detached(scope, receive, told)
 
     async def _admit(self, scope: Scope, path: str) -> list[Verdict] | None:
         """The rate limiter's verdicts, or None for a house that is closed. Raises what the caller is to be told."""

@@ -75,20 +75,6 @@ PASSED: Final = (
         method="GET", path="/v1/shared-templates/{row_id}", to="agents", internal="/internal/shared-templates/{row_id}"
     ),
     Passed(method="GET", path="/v1/prompt-atoms", to="agents", internal="/internal/prompt-atoms"),
-    Passed(
-        method="GET",
-        path="/v1/admin/prompt-atoms",
-        to="agents",
-        internal="/internal/admin/prompt-atoms",
-        is_guarded=True,
-    ),
-    Passed(
-        method="PUT",
-        path="/v1/admin/prompt-atoms",
-        to="agents",
-        internal="/internal/admin/prompt-atoms",
-        is_guarded=True,
-    ),
     Passed(method="POST", path="/v1/prompts/preview", to="agents", internal="/internal/prompts/preview"),
     Passed(method="GET", path="/v1/webhook-endpoints", to="agents", internal="/internal/webhook-endpoints"),
     Passed(method="POST", path="/v1/webhook-endpoints", to="agents", internal="/internal/webhook-endpoints"),

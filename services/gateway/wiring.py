@@ -20,6 +20,7 @@ from libs.common.health import Check
 from libs.common.plans import load_plans
 from libs.common.process import Loop, Service
 from services.gateway.accounts.api import AccountRoutes
+from services.gateway.accounts.state import HeadWatch
 from services.gateway.admin.api import AdminRoutes
 from services.gateway.admin_users.api import AdminUserRoutes
 from services.gateway.api_keys.api import ApiKeyRoutes
@@ -76,6 +77,7 @@ class _Live:
 
     switches: Switches
     feed: LiveFeed
+    heads: HeadWatch
     standings: StandingCache
     slots: StreamSlots
     limited: LimitedRequests
@@ -131,6 +133,7 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
                 *backbone.common_loops,
                 live.switches.run,
                 live.feed.run,
+                live.heads.run,
                 live.limited.run,
                 console.traffic.run,
             ),
@@ -159,6 +162,7 @@ def _live_parts(settings: Settings, backbone: Backbone, client: redis.Redis, sta
     return _Live(
         switches=Switches(backbone.database, maintenance_mode=settings.maintenance_mode),
         feed=LiveFeed(client),
+        heads=HeadWatch(backbone.database),
         standings=standings,
         slots=StreamSlots(per_user=settings.streams_per_user, in_all=settings.streams_per_process),
         limited=LimitedRequests(backbone.database),
@@ -198,7 +202,6 @@ def _routes(
     agents = upstreams["agents"]
     quotas = Quotas(upstreams["metering"], upgrade_url=f"{settings.frontend_url.rstrip('/')}/pricing")
     database = backbone.database
-    answers = Answers(database, secret=secret)
     streams = RunStreams(agents=agents, feed=live.feed, database=database, stopping=live.stopping)
     app = backbone.new_app(checks, openapi_url="/openapi.json")
     app.mount("/auth/v1", sign_in.app)
@@ -207,15 +210,16 @@ def _routes(
             database=database,
             standings=live.standings,
             feed=live.feed,
+            heads=live.heads,
             slots=live.slots,
             stopping=live.stopping,
             delete_elsewhere=sign_in.delete_elsewhere,
         ),
         ExportRoutes(database=database, upstreams=upstreams, quotas=quotas),
         # Before the runs: /v1/runs/export is no run of that id.
-        PassedRoutes(upstreams=upstreams, quotas=quotas, answers=answers),
+        PassedRoutes(upstreams=upstreams, quotas=quotas, answers=Answers(database, secret=secret)),
         RunRoutes(database=database, quotas=quotas, agents=agents, streams=streams, slots=live.slots),
-        ApiKeyRoutes(database=database, answers=answers),
+        ApiKeyRoutes(database=database, answers=Answers(database, secret=secret)),
         AdminRoutes(database=database, switches=live.switches, upstreams=upstreams),
         LimitedRoutes(database),
         ReferenceRoutes(version=settings.service_version),

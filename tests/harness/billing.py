@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 from uuid import UUID
 
 import httpx
@@ -18,6 +18,9 @@ from tests.harness.database import TestDatabase
 from tests.harness.patience import eventually
 from tests.harness.services import Place, RunningService, run_service, service_headers
 from tests.harness.stripe_emulator import SECRET_KEY, StripeEmulator, free_port, new_webhook_secret, stripe_emulator
+
+PATIENCE_S: Final = 60
+"""A machine that does much else may take a while; a test that passes does not wait for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +57,7 @@ class Billing:
             plan = await self.plan(user_id)
             return plan if (plan["tier"], plan["status"]) == (tier, status) else None
 
-        plan = await eventually(probe)
+        plan = await eventually(probe, within_s=PATIENCE_S)
         assert plan is not None
         return plan
 
@@ -79,7 +82,7 @@ class Billing:
             body = answer.json()
             return body if body["run"]["finished_at"] is not None else None
 
-        found = await eventually(report, within_s=60)
+        found = await eventually(report, within_s=PATIENCE_S)
         assert found is not None
         return found
 
@@ -94,7 +97,7 @@ class Billing:
             due = await self.database.fetchval("SELECT count(*) FROM billing.refreshes WHERE done < wanted")
             return pending == 0 and unhandled == 0 and due == 0
 
-        await eventually(probe)
+        await eventually(probe, within_s=PATIENCE_S)
 
     async def post_webhook(self, payload: bytes, signature: str | None) -> httpx.Response:
         headers = {"Content-Type": "application/json"}

@@ -52,7 +52,8 @@ async def test_another_users_object_looks_exactly_like_one_that_does_not_exist(
     before = await rows_of(house, neighbours.bea.id)
     tried = 0
     for operation in operations:
-        if "{" not in operation.path or operation.path.startswith("/webhooks/"):
+        # What takes a signature or the service's own key is refused before any object is looked for.
+        if "{" not in operation.path or operation.path.startswith(("/webhooks/", "/auth/v1/")):
             continue
         nothing = await neighbours.ada.client.request(operation.method, operation.at(str(uuid4())), json=operation.body)
         assert nothing.status_code == 404, f"{operation}: {nothing.status_code} {nothing.text[:200]}"

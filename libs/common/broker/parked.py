@@ -109,7 +109,7 @@ class ParkedMessages:
 
     async def _publish(self, queue: str, message: AbstractIncomingMessage, *, without: tuple[str, ...]) -> None:
         await self._publisher.publish(
-            exchange="",
+            exchange=topology.home_exchange(queue.partition(".")[0]),  # its consumer's: the only one it may use
             routing_key=queue,
             body=message.body,
             message_id=message.message_id,

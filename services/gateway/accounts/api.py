@@ -22,11 +22,12 @@ from services.gateway.accounts.domain import (
     require_confirmation,
     user_channel,
 )
+from services.gateway.accounts.state import HeadWatch
 from services.gateway.domain import Identity
 from services.gateway.feed import LiveFeed
 from services.gateway.sessions import CurrentIdentity, LiveIdentity, StandingCache
 
-POLL_S: Final = 1.0
+PAUSE_S: Final = 1.0
 PAGE: Final = 100
 _CURSOR: Final = re.compile(r"\d{1,18}")
 
@@ -38,6 +39,7 @@ class AccountRoutes:
         database: Database,
         standings: StandingCache,
         feed: LiveFeed,
+        heads: HeadWatch,
         slots: sse.StreamSlots,
         stopping: asyncio.Event,
         delete_elsewhere: Callable[[UUID], Awaitable[None]] | None,
@@ -45,6 +47,7 @@ class AccountRoutes:
         self._database = database
         self._standings = standings
         self._feed = feed
+        self._heads = heads
         self._slots = slots
         self._stopping = stopping
         self._delete_elsewhere = delete_elsewhere
@@ -100,31 +103,29 @@ class AccountRoutes:
         return self._slots.stream(identity.user_id, self._frames(identity, after))
 
     async def _frames(self, identity: Identity, after: int) -> AsyncGenerator[bytes, None]:
-        async with self._feed.listen(user_channel(identity.user_id)) as hints:
-            yield sse.HEARTBEAT
-            quiet_since = time.monotonic()
-            while not self._stopping.is_set():
-                for row in await self._new_events(identity, after):
-                    after = row["seq"]
-                    quiet_since = time.monotonic()
-                    data = {**row["data"], "at": iso_millis(row["at"])}
-                    yield sse.frame(event=row["type"], data=data, event_id=str(after))
-                if time.monotonic() - quiet_since > sse.HEARTBEAT_S:
-                    quiet_since = time.monotonic()
-                    yield sse.HEARTBEAT
-                await _wait(hints)
+        bell = sse.Bell()
+        async with self._feed.ring(user_channel(identity.user_id), bell):
+            with self._heads.watch(identity.user_id, bell, seen=after):
+                yield sse.HEARTBEAT
+                quiet_since = time.monotonic()
+                is_behind = True
+                while not self._stopping.is_set():
+                    rows = await self._new_events(identity, after) if is_behind else []
+                    for row in rows or ():
+                        after = row["seq"]
+                        quiet_since = time.monotonic()
+                        data = {**row["data"], "at": iso_millis(row["at"])}
+                        yield sse.frame(event=row["type"], data=data, event_id=str(after))
+                    if time.monotonic() - quiet_since > sse.HEARTBEAT_S:
+                        quiet_since = time.monotonic()
+                        yield sse.HEARTBEAT
+                    if rows is None or len(rows) < PAGE:
+                        is_behind = await bell.wait(PAUSE_S) or rows is None
 
-    async def _new_events(self, identity: Identity, after: int) -> list[dict[str, Any]]:
+    async def _new_events(self, identity: Identity, after: int) -> list[dict[str, Any]] | None:
+        """None while the database is away: an open stream waits for it instead of breaking."""
         try:
             async with self._database.transaction() as conn:
                 return await queries.list_user_events(conn, user_id=identity.user_id, after=after, limit=PAGE)
-        except DatabaseUnavailable:  # an open stream waits for the database instead of breaking
-            return []
-
-
-async def _wait(hints: asyncio.Queue[bytes]) -> None:
-    try:
-        async with asyncio.timeout(POLL_S):
-            await hints.get()
-    except TimeoutError:
-        return
+        except DatabaseUnavailable:
+            return None

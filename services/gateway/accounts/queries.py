@@ -1,6 +1,6 @@
 """SQL of profiles, standings, erasures and user events."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -149,6 +149,12 @@ async def latest_user_event(conn: Connection, user_id: UUID) -> int:
     """The number of the user's newest event, 0 before the first."""
     last = await conn.fetchval("SELECT last_seq FROM gateway.user_event_heads WHERE user_id = $1", user_id)
     return int(last or 0)
+
+
+async def list_heads(conn: Connection, user_ids: Sequence[UUID]) -> dict[UUID, int]:
+    """The numbers of these users' newest events."""
+    rows = await conn.fetch("SELECT user_id, last_seq FROM gateway.user_event_heads WHERE user_id = ANY($1)", user_ids)
+    return {row["user_id"]: row["last_seq"] for row in rows}
 
 
 async def delete_old_user_events(conn: Connection) -> int:

@@ -44,6 +44,8 @@ class Act:
     to: Name
     internal: str
     action: str = ""
+    is_in_person: bool = False
+    """The service is told which admin asks, and asks the database itself whether they are one."""
 
 
 ACTS: Final = (
@@ -75,6 +77,21 @@ ACTS: Final = (
         to="billing",
         internal="/internal/admin/customers/link",
         action="customer_linked",
+    ),
+    Act(
+        method="GET",
+        path="/prompt-atoms",
+        to="agents",
+        internal="/internal/admin/prompt-atoms",
+        is_in_person=True,
+    ),
+    Act(
+        method="PUT",
+        path="/prompt-atoms",
+        to="agents",
+        internal="/internal/admin/prompt-atoms",
+        action="prompt_atom_saved",
+        is_in_person=True,
     ),
 )
 
@@ -167,6 +184,7 @@ class AdminRoutes:
         response = await self._upstreams[act.to].call(
             act.method,
             path,
+            identity=admin if act.is_in_person else None,
             params=request.query_params.multi_items(),
             content=body or None,
             headers={"content-type": "application/json"} if body else {},

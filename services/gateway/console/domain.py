@@ -183,7 +183,7 @@ def _bar(name: str, *, used: int, held: int, limit: int | None) -> Bar:
         used=used,
         held=held,
         limit=limit,
-        used_x=round(100 * share, 1) if share > LEAST else 100 * LEAST * (used > 0),
+        used_x=round(100 * max(share, LEAST if limit and used else 0), 1),
         held_x=round(100 * held_share, 1),
         status=status,
     )

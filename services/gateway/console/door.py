@@ -157,8 +157,8 @@ class Door:
 
     async def sign_in(self, request: Request, *, email: str, password: str) -> tuple[SignedIn, bool]:
         """A session for an admin, and whether a code is still wanted. Raises AuthError, AdminRequired, RateLimited."""
-        self.require_own_origin(request)
         await self._turn_away_bearers(request)
+        self.require_own_origin(request)
         await self._take(request, self._limits.sign_in)
         signed_in = await self._access.sign_in(email, password)
         user = signed_in.user

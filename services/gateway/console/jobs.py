@@ -33,13 +33,17 @@ class TrafficBook:
         self._told = Traffic(buckets=[0] * (len(BUCKETS_MS) + 1))
 
     async def run(self) -> None:
-        self._told = counted()  # what was answered before belongs to no minute we know
+        self.begin()
         while True:
             await asyncio.sleep(TRAFFIC_INTERVAL_S)
             try:
                 await self.tell()
             except DatabaseUnavailable:
                 continue  # counters go on counting: the next word includes this one
+
+    def begin(self) -> None:
+        """What was answered before belongs to no minute we know."""
+        self._told = counted()
 
     async def tell(self) -> None:
         now = counted()

@@ -139,7 +139,7 @@ at("leave").addEventListener("click", async () => {
 
 at("erase").addEventListener("click", async () => {
   if (!confirm("Delete the account and everything it holds? This cannot be undone.")) return;
-  const response = await call("DELETE", "/v1/account");
+  const response = await call("DELETE", "/v1/account", { confirm: true });
   if (!response.ok) return tell(await explain(response));
   leave();
   announce("The account is gone; the services are erasing what they hold of it.");
@@ -153,7 +153,7 @@ function asked() {
 }
 
 at("ask").addEventListener("input", (event) => {
-  if (event.target.type === "range") event.target.closest("label").querySelector("output").value = event.target.value;
+  if (event.target.type === "range") event.target.closest(".slider").querySelector("output").value = event.target.value;
 });
 
 for (const chip of document.querySelectorAll(".chip")) {

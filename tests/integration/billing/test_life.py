@@ -10,12 +10,13 @@ from typing import Any, Final
 from uuid import UUID
 
 from libs.common.ids import new_id
-from tests.harness.billing import Billing, open_billing
+from tests.harness.billing import PATIENCE_S, Billing, open_billing
 from tests.harness.patience import eventually
 from tests.harness.services import Place
 
 README: Final = Path(__file__).parents[3] / "services" / "billing" / "README.md"
 DAY_S: Final = 86_400
+AT_ONCE: Final = 8
 _ROW: Final = re.compile(r"^\| ([\w' ]+) \|([^|]*)\| ([\w ]+) \| `(\w+)` \|", re.MULTILINE)
 TIERS: Final = {"its": "pro", "the higher": "pro+", "free": "free"}
 KEPT: Final = "Stripe gives up and keeps it"
@@ -72,7 +73,7 @@ class Life:
         async def is_there() -> bool:
             return (await self.billing.stripe.api("GET", path))["status"] == "ready"
 
-        await eventually(is_there, within_s=30)
+        await eventually(is_there, within_s=PATIENCE_S)
 
     async def charge(self) -> str:
         (charge,) = (await self.billing.stripe.api("GET", "charges", customer=self.customer))["data"]
@@ -181,7 +182,7 @@ async def is_ending(life: Life) -> None:
         coming = (await life.billing.plan(life.user_id))["next"]
         return coming is not None and coming["what"] == "ends"
 
-    await eventually(probe)
+    await eventually(probe, within_s=PATIENCE_S)
 
 
 async def cancelled_for_the_period_s_end(life: Life) -> None:
@@ -203,7 +204,7 @@ async def the_end_is_taken_back(life: Life) -> None:
     async def renews() -> bool:
         return (await life.billing.plan(life.user_id))["next"]["what"] == "renews"
 
-    await eventually(renews)
+    await eventually(renews, within_s=PATIENCE_S)
 
 
 async def collection_is_paused(life: Life) -> None:
@@ -255,7 +256,7 @@ async def the_customer_is_deleted_at_stripe(life: Life) -> None:
         session = await life.billing.stripe.api("GET", f"checkout/sessions/{opened.json()['id']}")
         return session["customer"] != life.customer
 
-    await eventually(makes_another)
+    await eventually(makes_another, within_s=PATIENCE_S)
 
 
 SCENARIOS: Final[dict[str, Callable[[Life], Awaitable[None]]]] = {
@@ -295,11 +296,12 @@ def table_in_the_readme() -> dict[str, tuple[set[str], str, str]]:
     return {name: (set(re.findall(r"`([\w.]+)`", events)), TIERS[tier], status) for name, events, tier, status in rows}
 
 
-async def walk(billing: Billing, name: str) -> Life:
+async def walk(billing: Billing, name: str, turn: asyncio.Semaphore) -> Life:
     _, tier, status = table_in_the_readme()[name]
     life = Life(billing=billing, user_id=new_id())
-    await SCENARIOS[name](life)
-    await life.becomes(tier, status)
+    async with turn:
+        await SCENARIOS[name](life)
+        await life.becomes(tier, status)
     return life
 
 
@@ -319,8 +321,9 @@ async def is_as_told(life: Life, name: str) -> None:
 async def test_each_line_of_the_readme_s_life_comes_true(billing: Billing) -> None:
     assert set(table_in_the_readme()) == set(SCENARIOS)
     names = [name for name in SCENARIOS if name != KEPT]
+    turn = asyncio.Semaphore(AT_ONCE)
     async with asyncio.TaskGroup() as group:
-        walks = {name: group.create_task(walk(billing, name), name=name) for name in names}
+        walks = {name: group.create_task(walk(billing, name, turn), name=name) for name in names}
     await billing.all_handled()
     for name, walked in walks.items():
         await is_as_told(walked.result(), name)
@@ -334,6 +337,6 @@ async def test_each_line_of_the_readme_s_life_comes_true(billing: Billing) -> No
 async def test_an_account_that_keeps_unpaid_subscriptions_gives_nothing_for_them(place: Place, tmp_path: Path) -> None:
     flags = ("--after-final-failure", "unpaid")
     async with open_billing(place, tmp_path / "stripe.db", flags=flags) as billing:
-        life = await walk(billing, KEPT)
+        life = await walk(billing, KEPT, asyncio.Semaphore())
         await billing.all_handled()
         await is_as_told(life, KEPT)

@@ -15,7 +15,7 @@ from libs.common.events.metering import UsageSettled
 from libs.common.ids import new_id
 from services.billing import operations, usage_operations
 from tests.builders import METER, metered_plans
-from tests.harness.billing import Billing, open_billing
+from tests.harness.billing import PATIENCE_S, Billing, open_billing
 from tests.harness.patience import eventually
 from tests.harness.services import Place, service_headers
 from tests.harness.stripe_emulator import make_meter
@@ -83,7 +83,7 @@ async def all_are(billing: Billing, state: str) -> None:
     async def probe() -> bool:
         return {row["state"] for row in await reports(billing)} == {state}
 
-    await eventually(probe, within_s=20)
+    await eventually(probe, within_s=PATIENCE_S)
 
 
 async def counted(billing: Billing) -> float:

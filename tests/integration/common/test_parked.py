@@ -175,7 +175,7 @@ async def test_what_is_discarded_is_gone_and_nothing_else_is(place: Place, parke
 async def test_what_is_no_event_can_be_looked_at_and_discarded(place: Place, parked: ParkedMessages) -> None:
     async with open_publisher(place.amqp_url("agents"), name="agents") as publisher:
         await publisher.publish(
-            exchange="", routing_key=parked_queue(QUEUE), body=b"no event", message_id=None, headers={}
+            exchange="agents.home", routing_key=parked_queue(QUEUE), body=b"no event", message_id=None, headers={}
         )
     (message,) = await parked.look(QUEUE)
     assert message.body == b"no event"

@@ -112,3 +112,34 @@ async def test_one_route_group_is_closed_alone(admin: SignedIn, other: SignedIn)
     assert (await other.client.get("/v1/profile")).status_code == 200
     await admin.client.request("DELETE", "/v1/admin/maintenance", json={"route_group": "usage"})
     assert (await other.client.get("/v1/usage")).content != MAINTENANCE
+
+
+async def test_an_admin_looks_at_one_user_and_finds_acts_in_the_audit_log(admin: SignedIn, other: SignedIn) -> None:
+    seen = (await admin.client.get(f"/v1/admin/users/{other.user_id}")).json()
+    assert (seen["email"], seen["sessions"], seen["is_banned"]) == (other.email, 1, False)
+    assert "encrypted_password" not in seen
+    await admin.client.put("/v1/admin/maintenance", json={"route_group": "usage", "reason": "a"})
+    await admin.client.put("/v1/admin/maintenance", json={"route_group": "usage", "reason": "b", "expires_in_s": 60})
+    found = (await admin.client.get("/v1/admin/audit?action=maintenance")).json()["items"]
+    assert [one["after"]["reason"] for one in found] == ["b", "a"]
+    assert found[0]["before"]["reason"] == "a"
+    assert found[1]["before"] is None
+    mine = await admin.client.get("/v1/admin/audit", params={"actor": admin.user_id, "action": "maintenance"})
+    assert mine.json()["items"] == found
+    assert (await admin.client.get("/v1/admin/audit?actor=nobody")).json()["items"] == []
+
+
+async def test_services_that_are_away_are_shown_as_such(admin: SignedIn) -> None:
+    health = (await admin.client.get("/v1/admin/health")).json()
+    assert {name: one["status"] for name, one in health.items()} == dict.fromkeys(
+        ("agents", "billing", "metering"), "failed"
+    )
+
+
+async def test_an_admin_may_end_the_own_session_while_the_house_is_closed(
+    admin: SignedIn, other: SignedIn, anon: httpx.AsyncClient
+) -> None:
+    await admin.client.put("/v1/admin/maintenance", json={})
+    apikey = {"apikey": anon.headers["apikey"]}
+    assert (await other.client.get("/auth/v1/user", headers=apikey)).content == MAINTENANCE
+    assert (await admin.client.get("/auth/v1/user", headers=apikey)).status_code == 200

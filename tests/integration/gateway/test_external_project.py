@@ -219,3 +219,22 @@ async def test_while_the_project_is_away_sign_in_says_so_in_its_own_words(
         token = jwt.encode({"sub": str(new_id())}, signing_key, algorithm="ES256", headers={"kid": "unseen"})
         profile = await gateway.client.get("/v1/profile", headers={"Authorization": f"Bearer {token}"})
         assert (profile.status_code, profile.json()["code"]) == (503, "gateway.sign_in_unavailable")
+
+
+async def test_an_admin_enters_the_console_by_the_projects_password(houses: TwoHouses, place: Place) -> None:
+    session = await houses.sign_up("ada@example.com")
+    await houses.profile(session["access_token"])
+    await place.database.execute("UPDATE public.user_profiles SET premium_features = '{\"admin\": true}'")
+    browser = houses.gateway.client
+    browser.headers["Origin"] = houses.gateway.base_url
+
+    async def enter(password: str) -> int:
+        form = {"email": "ada@example.com", "password": password}
+        return (await browser.post("/console/sign-in", data=form)).status_code
+
+    async def is_in() -> bool:
+        return await enter("correct horse battery") == 303
+
+    await eventually(is_in, within_s=6, every_s=0.5)
+    assert (await browser.get("/console/users")).status_code == 200
+    assert await enter("not the password") == 401

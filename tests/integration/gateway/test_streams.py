@@ -63,12 +63,18 @@ class Endless:
             while True:
                 self.taken += 1
                 yield FRAME
-                await asyncio.sleep(0)  # as real streams do, which ask a database or wait for a hint
+                await asyncio.wait({asyncio.create_task(_nothing())})  # real streams wait for a database or a hint
         finally:
             self.has_ended.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})
         await self._slots.stream(UUID(int=1), self.frames())(scope, receive, send)
+        await sse.run_detached(scope, receive, send)
+
+
+async def _nothing() -> None:
+    return
 
 
 async def test_a_reader_that_stops_reading_costs_what_fits_into_the_sockets_and_no_more() -> None:

@@ -1,4 +1,4 @@
-"""Made-up requests against every operation, as nobody, as a user and as an admin; more of them in tests/faults."""
+"""Made-up requests against every operation, as a user; as nobody and as an admin, and many more, in tests/faults."""
 
 from tests.harness.fuzzing import LEFT_OUT, fuzz
 from tests.harness.house import House, Person
@@ -21,16 +21,14 @@ async def become_admin(house: House, person: Person) -> None:
 
 async def test_no_made_up_request_crashes_anything_or_is_answered_out_of_shape(house: House) -> None:
     key = {"apikey": house.settings.next_public_supabase_anon_key.get_secret_value()}
-    async with house.person() as ada, house.person() as root:
-        await become_admin(house, root)
-        for token in ({}, *({"Authorization": one.client.headers["Authorization"]} for one in (ada, root))):
-            fuzzed = await fuzz(
-                house.gateway.base_url,
-                {**key, **token},
-                examples=1,
-                seed=1,
-                left_out=WITHOUT_BILLING,
-                phases="examples,fuzzing",
-            )
-            assert fuzzed.is_clean, fuzzed.report
-            assert fuzzed.requests > 50
+    async with house.person() as ada:
+        fuzzed = await fuzz(
+            house.gateway.base_url,
+            {**key, "Authorization": ada.client.headers["Authorization"]},
+            examples=1,
+            seed=1,
+            left_out=WITHOUT_BILLING,
+            phases="examples,fuzzing",
+        )
+    assert fuzzed.is_clean, fuzzed.report
+    assert fuzzed.requests > 50
