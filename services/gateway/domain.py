@@ -56,11 +56,13 @@ class Identity:
     @property
     def user_claims(self) -> Mapping[str, Any]:
         """The part of the claims that travels inside: identity and role, no metadata a user could have written."""
+        key_id = self.claims.get("api_key_id")
         return {
             "sub": str(self.user_id),
             "role": "authenticated",
             "email": self.email,
             "is_anonymous": bool(self.claims.get("is_anonymous")),
+            **({"api_key_id": key_id} if key_id is not None else {}),
         }
 
 

@@ -29,6 +29,7 @@ MAINTENANCE_BODY: Final = orjson.dumps(
 )
 _ALWAYS_OPEN: Final = ("/health", "/webhooks/", "/billing/webhook")
 _AUTH: Final = "/auth/v1"
+_USAGE_EVENTS: Final = "/v1/usage/events"
 # What guesses passwords or codes, or makes accounts or mail; a refresh is neither.
 _SIGN_IN_PATHS: Final = tuple(
     f"{_AUTH}/{name}" for name in ("signup", "recover", "otp", "verify", "resend", "magiclink")
@@ -111,6 +112,9 @@ class Gate:
         headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         if path.startswith(_AUTH):
             return await self._admit_to_auth(scope, path, headers)
+        if path == _USAGE_EVENTS and (bearer := _bearer(headers)) and self._keys.is_service_role(bearer):
+            scope.setdefault("state", {})["is_service_role"] = True
+            return None if self._switches.in_maintenance(_route_group(path)) else []
         identity = await self._identify(scope, headers)
         standing = await self._standings.of(identity) if identity is not None else None
         if standing is not None and identity is not None and "api_key_id" in identity.claims:

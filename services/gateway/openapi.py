@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from pydantic.json_schema import model_json_schema
 
 from libs.common.http import Problem
+from services.gateway.metered import METERED
 from services.gateway.reference.domain import AUTH, complete
 
 
@@ -21,10 +22,19 @@ def describe(app: FastAPI, *, auth: FastAPI | None) -> None:
             document = plain()
             if auth is not None:
                 _take_in(document, auth.openapi())
+            _tell_limits(document)
             app.openapi_schema = complete(document, problem=model_json_schema(Problem))
         return app.openapi_schema
 
     app.openapi = openapi
+
+
+def _tell_limits(document: dict[str, Any]) -> None:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            metered = METERED.get(f"{method.upper()} {path}")
+            if metered is not None:
+                operation["x-metered"] = metered.describe()
 
 
 def _take_in(document: dict[str, Any], auth: dict[str, Any]) -> None:

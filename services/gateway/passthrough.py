@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from libs.common.database import Connection
 from libs.common.errors import Unavailable
-from services.gateway.domain import Identity
+from services.gateway.domain import Identity, SignInRequired
 from services.gateway.exports.operations import record_use
 from services.gateway.idempotency.state import Answers, Made
 from services.gateway.quotas import Quotas
@@ -35,6 +35,8 @@ class Passed:
 
 PASSED: Final = (
     Passed(method="GET", path="/v1/usage", to="metering", internal="/internal/usage"),
+    Passed(method="GET", path="/v1/usage/history", to="metering", internal="/internal/usage/history"),
+    Passed(method="GET", path="/v1/entitlements", to="metering", internal="/internal/entitlements"),
     Passed(method="GET", path="/v1/limits/check", to="metering", internal="/internal/limits/check"),
     Passed(method="GET", path="/v1/runs", to="agents", internal="/internal/runs"),
     Passed(method="GET", path="/v1/runs/export", to="agents", internal="/internal/runs/export", uses="exports"),
@@ -127,6 +129,9 @@ class PassedRoutes:
         for passed in PASSED:
             endpoint = self._with_row_id(passed) if "{row_id}" in passed.path else self._plain(passed)
             router.add_api_route(passed.path, endpoint, methods=[passed.method], tags=[passed.to], response_model=None)
+        router.add_api_route(
+            "/v1/usage/events", self.usage_events, methods=["POST"], tags=["metering"], response_model=None
+        )
         router.add_api_route("/v1/billing/plans", self.plans, methods=["GET"], tags=["billing"], response_model=None)
         router.add_api_route("/billing/webhook", self.stripe_webhook, methods=["POST"], response_model=None)
         router.add_api_route("/webhooks/{kind}/{endpoint_id}", self.webhook, methods=["POST"], response_model=None)
@@ -194,6 +199,22 @@ class PassedRoutes:
             content=await request.body() or None,
             headers={**_content_type(request), **key},
         )
+
+    async def usage_events(self, request: Request) -> Response:
+        """Usage of other programs, as CloudEvents: with an API key for its owner, with the service role for anybody."""
+        is_service = getattr(request.state, "is_service_role", False)
+        identity = getattr(request.state, "identity", None)
+        if not is_service and not isinstance(identity, Identity):
+            raise SignInRequired("Send an API key, or the service role's key, as a bearer token.")
+        response = await self._upstreams["metering"].call(
+            "POST",
+            "/internal/usage/events",
+            identity=None if is_service else identity,
+            role="service_role" if is_service else None,
+            content=await request.body() or None,
+            headers=_content_type(request),
+        )
+        return pass_back(response)
 
     async def plans(self) -> Response:
         return pass_back(await self._upstreams["billing"].call("GET", "/internal/plans"))

@@ -48,6 +48,7 @@ class Upstream:
         path: str,
         *,
         identity: Identity | None = None,
+        role: str | None = None,
         params: Sequence[tuple[str, str]] | None = None,
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
@@ -57,6 +58,8 @@ class Upstream:
         if not self._breaker.lets_through(time.monotonic()):
             raise UpstreamUnavailable(f"The {self.name} service does not answer.", retry_after_s=2)
         user = identity.user_claims if identity is not None else None
+        if role is not None:
+            user = {"role": role}
         token = service_tokens.mint(self._secret, issuer="gateway", audience=self.name, user=user)
         sent = {**(headers or {}), "Authorization": f"Bearer {token}"}
         traceparent = current_traceparent()

@@ -11,17 +11,18 @@ from libs.common.events.agents import RunFinished, RunProposed
 from libs.common.events.gateway import EntitlementsChanged, QuotaUsed, RunRequested, UserDeleted
 from libs.common.plans import Plans
 from services.metering import operations
-from services.metering.domain import Metric, cost_of_run
+from services.metering.accounts import operations as accounts
+from services.metering.domain import Amounts, Metric, cost_of_run
 
 log = structlog.get_logger(__name__)
 
 
 async def on_entitlements_changed(event: EntitlementsChanged, conn: Connection) -> None:
-    await operations.change_entitlements(conn, event)
+    await accounts.change_entitlements(conn, event)
 
 
-async def on_run_requested(event: RunRequested, conn: Connection) -> None:
-    if await operations.confirm_hold(conn, hold_id=event.run_id, user_id=event.user_id):
+async def on_run_requested(event: RunRequested, conn: Connection, *, plans: Plans) -> None:
+    if await operations.confirm_hold(conn, plans, hold_id=event.run_id, user_id=event.user_id):
         log.warning("hold_reopened", hold_id=str(event.run_id))
 
 
@@ -36,31 +37,37 @@ async def on_run_finished(event: RunFinished, conn: Connection, *, plans: Plans)
         "outcome": event.outcome,
         "agent_type": event.agent_type,
         "model": event.model_used,
-        "cost_micro_usd": event.cost_micro_usd,
     }
     await operations.settle_hold(
-        conn, plans, hold_id=event.run_id, user_id=event.user_id, used=used, attributes=attributes
+        conn,
+        plans,
+        hold_id=event.run_id,
+        user_id=event.user_id,
+        used=used,
+        cost_micro_usd=event.cost_micro_usd if event.is_billable else 0,
+        attributes=attributes,
     )
 
 
 async def on_run_proposed(event: RunProposed, conn: Connection, *, plans: Plans) -> None:
-    amounts = {Metric.RUNS: 1, Metric.TOKENS: event.max_tokens}
+    amounts: Amounts = {Metric.RUNS: 1, Metric.TOKENS: event.max_tokens}
     await operations.answer_proposal(conn, plans, run_id=event.run_id, user_id=event.user_id, amounts=amounts)
 
 
 async def on_quota_used(event: QuotaUsed, conn: Connection, *, plans: Plans) -> None:
-    used = {Metric(name): amount for name, amount in event.amounts.items()}
-    await operations.settle_hold(conn, plans, hold_id=event.hold_id, user_id=event.user_id, used=used, attributes={})
+    await operations.settle_hold(
+        conn, plans, hold_id=event.hold_id, user_id=event.user_id, used=event.amounts, attributes={}
+    )
 
 
 async def on_user_deleted(event: UserDeleted, conn: Connection) -> None:
-    await operations.erase_user(conn, user_id=event.user_id)
+    await accounts.erase_user(conn, user_id=event.user_id)
 
 
 def subscriptions(plans: Plans) -> Sequence[Subscription]:
     return (
         Subscription(event=EntitlementsChanged, handler=on_entitlements_changed),
-        Subscription(event=RunRequested, handler=on_run_requested),
+        Subscription(event=RunRequested, handler=partial(on_run_requested, plans=plans)),
         Subscription(event=RunFinished, handler=partial(on_run_finished, plans=plans)),
         Subscription(event=RunProposed, handler=partial(on_run_proposed, plans=plans)),
         Subscription(event=QuotaUsed, handler=partial(on_quota_used, plans=plans)),

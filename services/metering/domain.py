@@ -1,4 +1,4 @@
-"""Rules of metering: what a hold may become, what a run costs, when a limit refuses and when a threshold is told.
+"""Rules of holds: what a hold may become, which asks fit under a limit, what a run costs, when to ask again.
 
 Everything here decides; `operations` writes down what was decided.
 """
@@ -11,9 +11,8 @@ from typing import Final, Literal, assert_never
 from uuid import UUID
 
 from libs.common.clock import iso_millis
-from libs.common.errors import Conflict, Forbidden, LimitExceeded
+from libs.common.errors import Conflict, Forbidden, Invalid, LimitExceeded, Unavailable
 
-THRESHOLDS_PERCENT: Final = (80, 100)
 MAX_AMOUNT: Final = 10**12
 """The largest amount one hold may ask for: far above any plan, far below what a bigint counter can take."""
 RETRY_WHEN_HELD_S: Final = 60
@@ -21,13 +20,15 @@ MAX_RETRY_AFTER_S: Final = 86_400
 
 
 class Metric(StrEnum):
+    """The metrics the product itself counts; the catalogue of meters in config/plans.toml knows more."""
+
     EXPORTS = "exports"
     RUNS = "runs"
     TEMPLATES = "templates"
     TOKENS = "tokens"
 
 
-Amounts = Mapping[Metric, int]
+Amounts = Mapping[str, int]
 Outcome = Literal["succeeded", "failed", "cancelled", "timed_out"]
 
 
@@ -40,7 +41,7 @@ class HoldState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Period:
-    """A calendar month in UTC, `[start, end)`, as the database's clock told it."""
+    """What limits are counted by, `[start, end)`: a calendar month in UTC, or a month of the subscription."""
 
     start: datetime
     end: datetime
@@ -55,17 +56,21 @@ class Hold:
     amounts: Amounts
     state: HoldState
     period: Period
+    created_at: datetime
     expires_at: datetime
     is_confirmed: bool
     is_booked: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Account:
-    """Whose quota it is. `erased_as` is the pseudonym of a deleted account in the ledger."""
+class Ask:
+    """Asking for a hold: all the amounts or nothing, and only for who has the features. Repeatable by its id."""
 
-    tier: str = "free"
-    erased_as: str | None = None
+    hold_id: UUID
+    user_id: UUID
+    amounts: Amounts
+    features: Sequence[str] = ()
+    is_confirmed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,12 +79,24 @@ class Usage:
     held: int = 0
 
 
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """One counter while asks are decided, in the order they came. `ceiling` is None where there is no limit."""
+
+    usage: Usage
+    ceiling: int | None
+    asked: int = 0
+
+    def fits(self, amount: int) -> bool:
+        return self.ceiling is None or self.usage.used + self.usage.held + self.asked + amount <= self.ceiling
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transition:
     """What a hold becomes, and by how much the held amounts of its period change with it."""
 
     state: HoldState
-    held: Amounts = field(default_factory=dict[Metric, int])
+    held: Amounts = field(default_factory=dict[str, int])
     confirms: bool = False
     books: bool = False
 
@@ -90,12 +107,12 @@ class QuotaExceeded(LimitExceeded):
     code = "metering.quota_exceeded"
 
     def __init__(
-        self, *, metric: Metric, asked: int, limit: int, usage: Usage, resets_at: datetime, now: datetime
+        self, *, metric: str, asked: int, limit: int, usage: Usage, resets_at: datetime, now: datetime
     ) -> None:
         super().__init__(
-            f"This month's limit of {limit} {metric.value} does not allow {asked} more.",
+            f"This period's limit of {limit} {metric} does not allow {asked} more.",
             retry_after_s=retry_after_s(asked=asked, limit=limit, usage=usage, resets_at=resets_at, now=now),
-            metric=metric.value,
+            metric=metric,
             limit=limit,
             used=usage.used,
             held=usage.held,
@@ -119,8 +136,56 @@ class HoldInUse(Conflict):
     code = "metering.hold_in_use"
 
 
+class HoldEnded(Conflict):
+    """The hold has been settled, released or swept: nothing can be added to it."""
+
+    code = "metering.hold_ended"
+
+
 class AccountDeleted(Forbidden):
     code = "metering.account_deleted"
+
+
+class FeatureNotIncluded(Forbidden):
+    """The user's plan does not include what was asked for."""
+
+    code = "metering.feature_not_included"
+
+
+class TooMuchContention(Unavailable):
+    code = "metering.contention"
+
+
+class UnknownMetric(Invalid):
+    """No meter of this name, or one whose numbers cannot be set aside because they do not add up."""
+
+    code = "metering.unknown_metric"
+
+
+def decide(asks: Sequence[Amounts], tallies: Sequence[Mapping[str, Tally]]) -> list[str | None]:
+    """Go through asks in their order; for each the first metric that refuses it, or None, and then it is counted.
+
+    An ask that is refused takes nothing, so a smaller one behind it may still fit.
+    """
+    verdicts: list[str | None] = []
+    for amounts, of_ask in zip(asks, tallies, strict=True):
+        refused = next((metric for metric in sorted(amounts) if not of_ask[metric].fits(amounts[metric])), None)
+        if refused is None:
+            for metric, amount in amounts.items():
+                of_ask[metric].asked += amount
+        verdicts.append(refused)
+    return verdicts
+
+
+def growth(hold: Hold, totals: Amounts) -> Amounts:
+    """What must be added for the hold to hold these amounts at least; nothing for what it holds already.
+
+    Asking for totals, not for additions, makes asking again safe. Raises HoldEnded.
+    """
+    if hold.state is not HoldState.HELD:
+        raise HoldEnded("This hold has ended; what is used now is booked when the run is settled.")
+    more = {metric: total - hold.amounts.get(metric, 0) for metric, total in totals.items()}
+    return {metric: amount for metric, amount in more.items() if amount > 0}
 
 
 def confirm(hold: Hold) -> Transition | None:
@@ -178,6 +243,13 @@ def settle(hold: Hold) -> Transition | None:
             assert_never(hold.state)
 
 
+def is_same_ask(hold: Hold, ask: Ask) -> bool:
+    """Whether a hold may be what was asked for before; it may have grown since."""
+    return hold.amounts.keys() >= ask.amounts.keys() and all(
+        hold.amounts[metric] >= amount for metric, amount in ask.amounts.items()
+    )
+
+
 def needs_renewal(hold: Hold) -> bool:
     """Whether asking again with the same id must take the quota again: it was given back and never used."""
     return hold.state in {HoldState.RELEASED, HoldState.SWEPT} and not hold.is_confirmed and not hold.is_booked
@@ -194,11 +266,6 @@ def cost_of_run(*, outcome: Outcome, is_billable: bool, input_tokens: int, outpu
 def remaining(usage: Usage, limit: int | None) -> int | None:
     """What may still be asked for; None is unlimited. Zero when a smaller plan leaves more used than it allows."""
     return None if limit is None else max(0, limit - usage.used - usage.held)
-
-
-def thresholds_reached(used: int, limit: int | None) -> Sequence[int]:
-    """The percentages of the limit that settled usage has reached."""
-    return [p for p in THRESHOLDS_PERCENT if limit and used * 100 >= limit * p]
 
 
 def retry_after_s(*, asked: int, limit: int, usage: Usage, resets_at: datetime, now: datetime) -> int:

@@ -1,52 +1,98 @@
-"""Writes of metering: each function is one use case inside the caller's transaction, and safe to repeat.
+"""Writes of holds: each function is one use case inside the caller's transaction, and safe to repeat.
 
-Invariants: `used + held <= limit` whenever something is reserved; counters equal the ledger's sums and the open holds;
-a run's usage is booked once for ever, whatever happened to its hold before.
+Invariants: `used + held <= limit` (and what grants add to it) whenever something is reserved; counters equal the
+ledger's sums and the open holds; a run's usage is booked once for ever, whatever happened to its hold before.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+import structlog
+
 from libs.common import outbox
 from libs.common.database import Connection
-from libs.common.events.gateway import EntitlementsChanged
-from libs.common.events.metering import (
-    HoldDenied,
-    HoldGranted,
-    ThresholdReached,
-    UsageSettled,
-    UserErasedByMetering,
-)
+from libs.common.errors import VentureError
+from libs.common.events.metering import HoldDenied, HoldGranted, UsageSettled
 from libs.common.plans import Plans
 from services.metering import domain, queries
-from services.metering.domain import AccountDeleted, Amounts, Hold, HoldConflict, Metric, QuotaExceeded, Usage
+from services.metering.accounts import domain as account_rules
+from services.metering.accounts import queries as accounts
+from services.metering.accounts.domain import Account
+from services.metering.accounts.operations import thresholds_told
+from services.metering.domain import (
+    AccountDeleted,
+    Amounts,
+    Ask,
+    FeatureNotIncluded,
+    Hold,
+    HoldConflict,
+    Metric,
+    QuotaExceeded,
+)
+from services.metering.grants.operations import spend_credits
+from services.metering.ledger import domain as ledger_rules
+from services.metering.ledger import queries as ledger
+from services.metering.taking import Wanted, take
+
+log = structlog.get_logger(__name__)
+
+
+async def reserve_many(conn: Connection, plans: Plans, asks: Sequence[Ask]) -> list[Hold | VentureError]:
+    """Decide several asks in their order; each gets its own verdict, and a refused one leaves no trace.
+
+    The ids must differ. Verdicts are a hold, QuotaExceeded, HoldConflict, FeatureNotIncluded or AccountDeleted.
+    """
+    known = await accounts.find_accounts(conn, plans, sorted({str(ask.user_id) for ask in asks}))
+    verdicts: dict[UUID, Hold | VentureError] = {
+        ask.hold_id: refusal
+        for ask in asks
+        if (refusal := _not_entitled(plans, known[str(ask.user_id)], ask)) is not None
+    }
+    admitted = [(ask, known[str(ask.user_id)].period) for ask in asks if ask.hold_id not in verdicts]
+    claimed = await queries.insert_holds(conn, admitted)
+    renewable = await _settle_repeated(conn, [ask for ask, _ in admitted if ask.hold_id not in claimed], verdicts)
+    open_asks = [ask for ask, _ in admitted if ask.hold_id not in verdicts]
+    refusals = await _take(conn, plans, open_asks, known) if open_asks else {}
+    refused = [hold_id for hold_id in refusals if hold_id in claimed]
+    if refused:
+        await queries.delete_holds(conn, refused)
+    granted = [hold_id for hold_id in renewable if hold_id not in refusals]
+    if granted:
+        periods = {ask.hold_id: period for ask, period in admitted}
+        claimed |= await queries.renew_holds(conn, [(hold_id, periods[hold_id]) for hold_id in granted])
+    return [{**claimed, **verdicts, **refusals}[ask.hold_id] for ask in asks]
 
 
 async def reserve_usage(
     conn: Connection, plans: Plans, *, hold_id: UUID, user_id: UUID, amounts: Amounts, is_confirmed: bool = False
 ) -> Hold:
-    """Hold all the amounts or nothing. Asked again with the same id, the answer is the same.
+    """Hold all the amounts or nothing; raises what `reserve_many` gives as a verdict."""
+    ask = Ask(hold_id=hold_id, user_id=user_id, amounts=amounts, is_confirmed=is_confirmed)
+    (verdict,) = await reserve_many(conn, plans, [ask])
+    if isinstance(verdict, VentureError):
+        raise verdict
+    return verdict
 
-    A hold that was given back unused is taken afresh. Raises QuotaExceeded, HoldConflict, AccountDeleted; the caller's
-    transaction must not be committed then.
+
+async def extend_hold(conn: Connection, plans: Plans, *, hold_id: UUID, user_id: UUID, totals: Amounts) -> Hold:
+    """Let a run's hold hold these amounts at least, in its own period; all of it or nothing. Safe to repeat.
+
+    Asked before the step that needs it, so that what cannot be paid for is not begun. Raises HoldConflict, HoldEnded,
+    QuotaExceeded.
     """
-    claimed = await queries.insert_hold(
-        conn, hold_id=hold_id, user_id=str(user_id), amounts=amounts, is_confirmed=is_confirmed
-    )
-    if claimed is None:
-        hold = await _same_hold(conn, hold_id=hold_id, user_id=str(user_id), amounts=amounts)
-        if not domain.needs_renewal(hold):
-            return hold
-        claimed = await queries.renew_hold(conn, hold_id), await queries.find_account(conn, str(user_id))
-    hold, account = claimed
-    if account.erased_as is not None:
-        raise AccountDeleted("This account was deleted.")
-    limits = plans.tier(account.tier).limits
-    granted = await queries.take_quota(conn, hold, limits)
-    if granted != set(amounts):
-        raise await _refusal(conn, hold, limits, refused=min(set(amounts) - granted))
-    return hold
+    hold = await queries.lock_hold(conn, hold_id)
+    if hold is None or hold.user_id != str(user_id):
+        raise HoldConflict("There is no such hold of this user.")
+    more = domain.growth(hold, totals)
+    if more:
+        account = await accounts.get_account(conn, plans, hold.user_id)
+        asks = [Wanted(key=hold_id, user_id=hold.user_id, amounts=more, account=account, period=hold.period)]
+        refusal = (await take(conn, plans, asks)).get(hold_id)
+        if refusal is not None:
+            raise refusal
+    grown = {metric: hold.amounts.get(metric, 0) + amount for metric, amount in more.items()}
+    return await queries.extend_hold(conn, hold_id, grown)
 
 
 async def release_hold(conn: Connection, *, hold_id: UUID, user_id: UUID) -> None:
@@ -59,14 +105,18 @@ async def release_hold(conn: Connection, *, hold_id: UUID, user_id: UUID) -> Non
         await _apply(conn, hold, transition)
 
 
-async def confirm_hold(conn: Connection, *, hold_id: UUID, user_id: UUID) -> bool:
+async def confirm_hold(conn: Connection, plans: Plans, *, hold_id: UUID, user_id: UUID) -> bool:
     """Bind a hold to its accepted run; True if it had been given back before and is held again.
 
     A hold nobody knows (a restored backup) is recorded without amounts, so that the run still settles once.
     """
-    if (await queries.find_account(conn, str(user_id))).erased_as is not None:
-        return False
-    hold = await _lock_or_record(conn, hold_id=hold_id, user_id=str(user_id))
+    hold = await queries.lock_hold(conn, hold_id)
+    if hold is None:
+        account = await accounts.get_account(conn, plans, str(user_id))
+        if account.erased_as is not None:
+            return False
+        hold = await _record_hold(conn, account, hold_id=hold_id, user_id=user_id)
+    _require_owner(hold, user_id)
     transition = domain.confirm(hold)
     if transition is not None:
         await _apply(conn, hold, transition)
@@ -74,49 +124,58 @@ async def confirm_hold(conn: Connection, *, hold_id: UUID, user_id: UUID) -> boo
 
 
 async def settle_hold(
-    conn: Connection, plans: Plans, *, hold_id: UUID, user_id: UUID, used: Amounts, attributes: Mapping[str, Any]
+    conn: Connection,
+    plans: Plans,
+    *,
+    hold_id: UUID,
+    user_id: UUID,
+    used: Amounts,
+    cost_micro_usd: int = 0,
+    attributes: Mapping[str, Any],
 ) -> None:
     """Book what the run used and end its hold: ledger, counters, hold and events, all in the caller's transaction.
 
-    Books whatever became of the hold (swept, released, unknown), in the period the run was accepted in, and books once.
-    A deleted account's usage goes to the ledger under its pseudonym alone.
+    Books whatever became of the hold (swept, released, unknown), in the period the run was accepted in, and books once;
+    the same run told again with other amounts is kept as a conflict. A deleted account's usage goes to the ledger under
+    its pseudonym alone.
     """
-    account = await queries.find_account(conn, str(user_id))
+    content = {
+        "used": {str(metric): amount for metric, amount in used.items()},
+        "cost_micro_usd": cost_micro_usd,
+        **attributes,
+    }
+    digest = ledger_rules.digest({**content, "user_id": str(user_id)})
+    hold = await queries.lock_hold(conn, hold_id)
+    account = await accounts.get_account(conn, plans, str(user_id))
     if account.erased_as is not None:
-        period = await queries.get_current_period(conn)
-        await queries.insert_usage(conn, hold_id, used, user_id=account.erased_as, period=period, attributes=attributes)
+        await _book_for_the_erased(
+            conn, account, hold_id, used, cost_micro_usd=cost_micro_usd, attributes=attributes, digest=digest
+        )
         return
-    hold = await _lock_or_record(conn, hold_id=hold_id, user_id=str(user_id))
+    hold = hold or await _record_hold(conn, account, hold_id=hold_id, user_id=user_id)
+    _require_owner(hold, user_id)
     transition = domain.settle(hold)
     if transition is None:
+        await _keep_conflict(conn, hold, digest, content)
         return
-    booked = await queries.insert_usage(
-        conn, hold_id, used, user_id=hold.user_id, period=hold.period, attributes=attributes
+    is_new, counters = await ledger.book_settlement(
+        conn, hold, transition, used=used, cost_micro_usd=cost_micro_usd, attributes=attributes, digest=digest
     )
-    counters = await queries.change_counters(conn, hold, used=booked, held=transition.held)
-    await queries.mark_hold(conn, hold_id, transition)
-    settled = UsageSettled(
-        user_id=user_id,
-        hold_id=hold_id,
-        amounts={metric.value: booked.get(metric, 0) for metric in used},
-        period_start=hold.period.start,
-    )
-    reached = await _thresholds(conn, hold, counters, plans.tier(account.tier).limits)
-    await outbox.add(conn, settled, *reached)
+    booked = {metric: amount if is_new else 0 for metric, amount in used.items()}
+    await _follow_up(conn, plans, account, hold, booked=booked, counters=counters)
 
 
 async def answer_proposal(conn: Connection, plans: Plans, *, run_id: UUID, user_id: UUID, amounts: Amounts) -> None:
     """Decide by event about a run that was proposed by event; its hold is confirmed from the start."""
     try:
-        async with conn.savepoint():
-            await reserve_usage(conn, plans, hold_id=run_id, user_id=user_id, amounts=amounts, is_confirmed=True)
+        await reserve_usage(conn, plans, hold_id=run_id, user_id=user_id, amounts=amounts, is_confirmed=True)
     except AccountDeleted:
         return  # agents erases the proposed run itself
     except QuotaExceeded as refusal:
         answer = HoldDenied(
             user_id=user_id,
             run_id=run_id,
-            metric=refusal.metric.value,
+            metric=refusal.metric,
             limit=refusal.limit,
             used=refusal.usage.used,
             held=refusal.usage.held,
@@ -138,69 +197,127 @@ async def sweep_expired_hold(conn: Connection, *, unconfirmed_for_s: float | Non
     return hold
 
 
-async def reset_usage(conn: Connection, *, user_id: UUID) -> None:
-    """Give the current period's quota back, as the operator's DELETE does."""
-    await queries.delete_counters(conn, user_id=str(user_id))
+def _not_entitled(plans: Plans, account: Account, ask: Ask) -> VentureError | None:
+    if account.erased_as is not None:
+        return AccountDeleted("This account was deleted.")
+    missing = account_rules.missing_feature(plans, account, ask.features)
+    if missing is not None:
+        return FeatureNotIncluded(f"Your plan does not include {missing}.", feature=missing, tier=account.tier)
+    return None
 
 
-async def change_entitlements(conn: Connection, event: EntitlementsChanged) -> None:
-    await queries.upsert_entitlements(conn, event)
+async def _settle_repeated(
+    conn: Connection, asks: Sequence[Ask], verdicts: dict[UUID, Hold | VentureError]
+) -> set[UUID]:
+    """Give the answer of before to asks whose id is taken; return those whose hold was given back and is asked anew."""
+    if not asks:
+        return set()
+    holds = await queries.lock_holds(conn, [ask.hold_id for ask in asks])
+    renewable: set[UUID] = set()
+    for ask in asks:
+        hold = holds.get(ask.hold_id)
+        if hold is None or hold.user_id != str(ask.user_id) or not domain.is_same_ask(hold, ask):
+            verdicts[ask.hold_id] = HoldConflict("This id already names another hold.")
+        elif domain.needs_renewal(hold):
+            renewable.add(ask.hold_id)
+        else:
+            verdicts[ask.hold_id] = hold
+    return renewable
 
 
-async def erase_user(conn: Connection, *, user_id: UUID) -> None:
-    """Erase what metering knows of the user; the ledger stays, under a pseudonym nobody can lead back."""
-    await queries.erase_user(conn, str(user_id))
-    await outbox.add(conn, UserErasedByMetering(user_id=user_id))
+async def _take(
+    conn: Connection, plans: Plans, asks: Sequence[Ask], known: Mapping[str, Account]
+) -> dict[UUID, QuotaExceeded]:
+    wanted = [
+        Wanted(
+            key=ask.hold_id,
+            user_id=str(ask.user_id),
+            amounts=ask.amounts,
+            account=known[str(ask.user_id)],
+            period=known[str(ask.user_id)].period,
+        )
+        for ask in asks
+    ]
+    return await take(conn, plans, wanted)
 
 
 async def _apply(conn: Connection, hold: Hold, transition: domain.Transition) -> None:
     await queries.mark_hold(conn, hold.id, transition)
-    await queries.change_counters(conn, hold, used={}, held=transition.held)
+    await queries.change_counters(conn, hold, held=transition.held)
 
 
-async def _same_hold(conn: Connection, *, hold_id: UUID, user_id: str, amounts: Amounts) -> Hold:
-    hold = await queries.lock_hold(conn, hold_id)
-    if hold is None or hold.user_id != user_id or hold.amounts != amounts:
-        raise HoldConflict("This id already names another hold.")
-    return hold
-
-
-async def _lock_or_record(conn: Connection, *, hold_id: UUID, user_id: str) -> Hold:
-    hold = await queries.lock_hold(conn, hold_id)
+async def _record_hold(conn: Connection, account: Account, *, hold_id: UUID, user_id: UUID) -> Hold:
+    """A hold without amounts for a run nobody asked a hold for. Whoever comes second finds the first's."""
+    ask = Ask(hold_id=hold_id, user_id=user_id, amounts={}, is_confirmed=True)
+    made = await queries.insert_holds(conn, [(ask, account.period)])
+    hold = made.get(hold_id) or await queries.lock_hold(conn, hold_id)
     if hold is None:
-        # Whoever comes second here waits for the first's row and finds it at the second look.
-        await queries.insert_hold(conn, hold_id=hold_id, user_id=user_id, amounts={}, is_confirmed=True)
-        hold = await queries.lock_hold(conn, hold_id)
-    if hold is None or hold.user_id != user_id:
-        raise HoldConflict("This id names the hold of another user.")
+        raise HoldConflict("This hold was erased at this moment.")
     return hold
 
 
-async def _refusal(conn: Connection, hold: Hold, limits: Mapping[str, int], *, refused: Metric) -> QuotaExceeded:
-    usage = await queries.find_usage(conn, user_id=hold.user_id, period=hold.period)
-    return QuotaExceeded(
-        metric=refused,
-        asked=hold.amounts[refused],
-        limit=limits[refused],
-        usage=usage.get(refused, Usage()),
-        resets_at=hold.period.end,
-        now=await queries.get_now(conn),
-    )
-
-
-async def _thresholds(
-    conn: Connection, hold: Hold, counters: Amounts, limits: Mapping[str, int]
-) -> list[ThresholdReached]:
-    return [
-        ThresholdReached(
-            user_id=UUID(hold.user_id),
-            metric=metric.value,
-            percent=percent,
-            used=used,
-            limit=limits[metric],
-            period_end=hold.period.end,
+async def _follow_up(
+    conn: Connection, plans: Plans, account: Account, hold: Hold, *, booked: dict[str, int], counters: Amounts
+) -> None:
+    """What follows from a settlement: credits are spent, the user and billing are told, thresholds are told once."""
+    if account.has_grants and any(booked.values()):
+        await spend_credits(
+            conn,
+            user_id=hold.user_id,
+            limits=account_rules.limits_of(plans, account),
+            booked=booked,
+            used=counters,
+            period=hold.period,
+            at=hold.created_at,
         )
-        for metric, used in counters.items()
-        for percent in domain.thresholds_reached(used, limits.get(metric))
-        if await queries.insert_threshold(conn, hold, metric, percent)
-    ]
+    settled = UsageSettled(user_id=UUID(hold.user_id), hold_id=hold.id, amounts=booked, period_start=hold.period.start)
+    used = {metric: counters[metric] for metric in booked}
+    reached = await thresholds_told(conn, plans, account, user_id=hold.user_id, period=hold.period, used=used)
+    await outbox.add(conn, settled, *reached)
+
+
+def _require_owner(hold: Hold, user_id: UUID) -> None:
+    if hold.user_id != str(user_id):
+        raise HoldConflict("This id names the hold of another user.")
+
+
+async def _keep_conflict(conn: Connection, hold: Hold, digest: bytes, content: Mapping[str, Any]) -> None:
+    """A run that is booked was told again: the same is nothing new, anything else is kept for the operators."""
+    key = ledger_rules.event_key(ledger_rules.RUNS, str(hold.id))
+    booked = (await ledger.find_digests(conn, [key])).get(key)
+    if booked is not None and booked != digest:
+        log.warning("usage_conflict", source=ledger_rules.RUNS, event_id=str(hold.id))
+        await ledger.upsert_conflict(
+            conn,
+            source=ledger_rules.RUNS,
+            event_id=str(hold.id),
+            digest=digest,
+            user_id=hold.user_id,
+            content=content,
+        )
+
+
+async def _book_for_the_erased(
+    conn: Connection,
+    account: Account,
+    run_id: UUID,
+    used: Amounts,
+    *,
+    cost_micro_usd: int,
+    attributes: Mapping[str, Any],
+    digest: bytes,
+) -> None:
+    key = ledger_rules.event_key(ledger_rules.RUNS, str(run_id))
+    if not await ledger.claim_event(conn, key=key, digest=digest):
+        return
+    await ledger.insert_entries(
+        conn,
+        used,
+        source=ledger_rules.RUNS,
+        event_id=str(run_id),
+        user_id=account.erased_as or "",
+        kind="usage",
+        period_start=account.period.start,
+        attributes=attributes,
+        costs={Metric.TOKENS: cost_micro_usd},
+    )

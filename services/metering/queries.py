@@ -1,63 +1,84 @@
-"""All SQL of metering. Lock order everywhere: one hold, then its user's counters by metric."""
+"""SQL of holds and counters. Lock order everywhere: holds by id, then counters by user, metric and period."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
+import orjson
+
 from libs.common.database import Connection, Record
-from libs.common.events.gateway import EntitlementsChanged
-from services.metering.domain import Account, Amounts, Hold, HoldState, Metric, Period, Transition, Usage
+from services.metering.domain import Amounts, Ask, Hold, HoldState, Period, Transition, Usage
 
 UNLIMITED: Final = 2**63 - 1
 
-Limits = Mapping[str, int]
+Counter = tuple[str, str, datetime]
+"""User, metric, start of the period: what names a counter."""
+
+
+class Taking(NamedTuple):
+    """`ceiling` is None where there is no limit."""
+
+    period_end: datetime
+    amount: int
+    ceiling: int | None
 
 
 # Holds ---------------------------------------------------------------------------------------------------------------
 
 
-async def insert_hold(
-    conn: Connection, *, hold_id: UUID, user_id: str, amounts: Amounts, is_confirmed: bool
-) -> tuple[Hold, Account] | None:
-    """Claim the id for this ask; None if the id is taken. Unconfirmed holds live 60 s, confirmed ones 24 h."""
-    row = await conn.fetchrow(
+async def insert_holds(conn: Connection, asks: Sequence[tuple[Ask, Period]]) -> dict[UUID, Hold]:
+    """Claim the ids for these asks, but those that are taken. Unconfirmed holds live 60 s, confirmed ones 24 h."""
+    rows = await conn.fetch(
         """
         INSERT INTO metering.holds (id, user_id, amounts, period_start, period_end, confirmed_at, expires_at)
-        VALUES ($1, $2, $3, metering.period_start(now()), metering.period_end(now()),
-            CASE WHEN $4 THEN now() END, now() + CASE WHEN $4 THEN interval '24 hours' ELSE interval '60 seconds' END)
+        SELECT id, user_id, amounts::jsonb, period_start, period_end, CASE WHEN is_confirmed THEN now() END,
+            now() + CASE WHEN is_confirmed THEN interval '24 hours' ELSE interval '60 seconds' END
+        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::boolean[])
+            AS asked(id, user_id, amounts, period_start, period_end, is_confirmed)
+        ORDER BY id
         -- ON CONFLICT closes the race of two asks with one id: the second waits, then finds the first's row.
         ON CONFLICT (id) DO NOTHING
-        RETURNING id, user_id, amounts, state, period_start, period_end, confirmed_at, expires_at, settled_at,
-            (SELECT e.tier FROM metering.entitlements AS e WHERE e.user_id = holds.user_id) AS tier,
-            (SELECT e.erased_as FROM metering.entitlements AS e WHERE e.user_id = holds.user_id) AS erased_as
+        RETURNING id, user_id, amounts, state, period_start, period_end, created_at, confirmed_at, expires_at,
+            settled_at
         """,
-        hold_id,
-        user_id,
-        {metric.value: amount for metric, amount in amounts.items()},
-        is_confirmed,
+        [ask.hold_id for ask, _ in asks],
+        [str(ask.user_id) for ask, _ in asks],
+        [orjson.dumps(dict(ask.amounts), option=orjson.OPT_NON_STR_KEYS).decode() for ask, _ in asks],
+        [period.start for _, period in asks],
+        [period.end for _, period in asks],
+        [ask.is_confirmed for ask, _ in asks],
     )
-    return None if row is None else (_hold(row), _account(row))
+    return {hold.id: hold for hold in map(_hold, rows)}
 
 
-async def lock_hold(conn: Connection, hold_id: UUID) -> Hold | None:
-    row = await conn.fetchrow(
+async def delete_holds(conn: Connection, hold_ids: Sequence[UUID]) -> None:
+    """Take back claims of this transaction that were refused."""
+    await conn.execute("DELETE FROM metering.holds WHERE id = ANY($1)", list(hold_ids))
+
+
+async def lock_holds(conn: Connection, hold_ids: Sequence[UUID]) -> dict[UUID, Hold]:
+    rows = await conn.fetch(
         """
-        SELECT id, user_id, amounts, state, period_start, period_end, confirmed_at, expires_at, settled_at
-        FROM metering.holds WHERE id = $1
+        SELECT id, user_id, amounts, state, period_start, period_end, created_at, confirmed_at, expires_at, settled_at
+        FROM metering.holds WHERE id = ANY($1) ORDER BY id
         -- FOR UPDATE: confirmation, settlement, release and sweep of one hold come one after the other.
         FOR UPDATE
         """,
-        hold_id,
+        list(hold_ids),
     )
-    return None if row is None else _hold(row)
+    return {hold.id: hold for hold in map(_hold, rows)}
+
+
+async def lock_hold(conn: Connection, hold_id: UUID) -> Hold | None:
+    return (await lock_holds(conn, [hold_id])).get(hold_id)
 
 
 async def lease_expired_hold(conn: Connection, *, unconfirmed_for_s: float | None) -> Hold | None:
     """The most overdue hold nobody works on. Unconfirmed ones only if overdue by so much; None leaves them alone."""
     row = await conn.fetchrow(
         """
-        SELECT id, user_id, amounts, state, period_start, period_end, confirmed_at, expires_at, settled_at
+        SELECT id, user_id, amounts, state, period_start, period_end, created_at, confirmed_at, expires_at, settled_at
         FROM metering.holds
         WHERE state = 'held' AND expires_at <= now()
             AND (confirmed_at IS NOT NULL OR expires_at <= now() - make_interval(secs => $1))
@@ -71,17 +92,37 @@ async def lease_expired_hold(conn: Connection, *, unconfirmed_for_s: float | Non
     return None if row is None else _hold(row)
 
 
-async def renew_hold(conn: Connection, hold_id: UUID) -> Hold:
-    """Open a locked hold afresh, in the period of now."""
+async def renew_holds(conn: Connection, holds: Sequence[tuple[UUID, Period]]) -> dict[UUID, Hold]:
+    """Open locked holds afresh, in the period of now."""
+    rows = await conn.fetch(
+        """
+        UPDATE metering.holds AS h
+        SET state = 'held', ended_at = NULL, created_at = now(), expires_at = now() + interval '60 seconds',
+            period_start = r.period_start, period_end = r.period_end
+        FROM unnest($1::uuid[], $2::timestamptz[], $3::timestamptz[]) AS r(id, period_start, period_end)
+        WHERE h.id = r.id
+        RETURNING h.id, h.user_id, h.amounts, h.state, h.period_start, h.period_end, h.created_at, h.confirmed_at,
+            h.expires_at, h.settled_at
+        """,
+        [hold_id for hold_id, _ in holds],
+        [period.start for _, period in holds],
+        [period.end for _, period in holds],
+    )
+    return {hold.id: hold for hold in map(_hold, rows)}
+
+
+async def extend_hold(conn: Connection, hold_id: UUID, amounts: Amounts) -> Hold:
+    """Let a locked hold hold these amounts, and live as long as a new one if that is longer."""
     row = await conn.fetchrow(
         """
         UPDATE metering.holds
-        SET state = 'held', ended_at = NULL, expires_at = now() + interval '60 seconds',
-            period_start = metering.period_start(now()), period_end = metering.period_end(now())
+        SET amounts = amounts || $2::jsonb, expires_at = greatest(expires_at, now() + interval '60 seconds')
         WHERE id = $1
-        RETURNING id, user_id, amounts, state, period_start, period_end, confirmed_at, expires_at, settled_at
+        RETURNING id, user_id, amounts, state, period_start, period_end, created_at, confirmed_at, expires_at,
+            settled_at
         """,
         hold_id,
+        {str(metric): amount for metric, amount in amounts.items()},
     )
     if row is None:
         raise RuntimeError(f"the hold {hold_id} is gone although it is locked")
@@ -117,37 +158,111 @@ async def oldest_overdue_s(conn: Connection) -> float:
 # Counters ------------------------------------------------------------------------------------------------------------
 
 
-async def take_quota(conn: Connection, hold: Hold, limits: Limits) -> set[Metric]:
-    """Hold each amount that fits under its limit; return the metrics that did. Never read-then-write."""
-    metrics = sorted(hold.amounts)
+async def make_counters(conn: Connection, counters: Mapping[Counter, datetime]) -> None:
+    """Make the counters that are not there yet, with the ends of their periods, so that there is a row to lock."""
+    keys = sorted(counters)
+    await conn.execute(
+        """
+        INSERT INTO usage_metrics (user_id, metric_type, period_start, period_end)
+        SELECT user_id, metric, period_start, period_end
+        FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[])
+            AS k(user_id, metric, period_start, period_end)
+        -- ON CONFLICT: somebody else may be making it at this moment; one of us does.
+        ON CONFLICT (user_id, metric_type, period_start) DO NOTHING
+        """,
+        [key[0] for key in keys],
+        [key[1] for key in keys],
+        [key[2] for key in keys],
+        [counters[key] for key in keys],
+    )
+
+
+async def lock_counters(conn: Connection, keys: Sequence[Counter]) -> dict[Counter, Usage]:
+    """What is used and held, with the rows locked; a counter nobody used yet has no row, and nothing to lock."""
+    rows = await conn.fetch(
+        """
+        SELECT c.user_id, c.metric_type, c.period_start, c.metric_value, c.held_value
+        FROM usage_metrics AS c
+        JOIN unnest($1::text[], $2::text[], $3::timestamptz[]) AS k(user_id, metric, period_start)
+            ON (c.user_id, c.metric_type, c.period_start) = (k.user_id, k.metric, k.period_start)
+        ORDER BY c.user_id, c.metric_type, c.period_start
+        -- FOR UPDATE in one order for all: what is decided on stays true until it is written, and nobody deadlocks.
+        FOR UPDATE OF c
+        """,
+        [key[0] for key in keys],
+        [key[1] for key in keys],
+        [key[2] for key in keys],
+    )
+    return {
+        (row["user_id"], row["metric_type"], row["period_start"]): Usage(
+            used=row["metric_value"], held=row["held_value"]
+        )
+        for row in rows
+    }
+
+
+async def take_quota(conn: Connection, takings: Mapping[Counter, Taking]) -> set[Counter]:
+    """Hold each amount that fits under its ceiling; return the counters it was taken from.
+
+    This conditional statement is what decides: a counter that was made since the rows were locked can refuse.
+    """
+    keys = sorted(takings)
     rows = await conn.fetch(
         """
         WITH asked AS (
-            SELECT metric, amount, ceiling
-            FROM unnest($4::text[], $5::bigint[], $6::bigint[]) AS a(metric, amount, ceiling)
+            SELECT user_id, metric, period_start, period_end, amount, ceiling
+            FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::bigint[], $6::bigint[])
+                AS a(user_id, metric, period_start, period_end, amount, ceiling)
         )
         INSERT INTO usage_metrics AS u (user_id, metric_type, period_start, period_end, held_value)
-        SELECT $1, metric, $2, $3, amount FROM asked WHERE amount <= ceiling ORDER BY metric
+        SELECT user_id, metric, period_start, period_end, amount FROM asked WHERE amount <= ceiling
+        ORDER BY user_id, metric, period_start
         -- ON CONFLICT locks the counter and decides on its newest value: asks at the same time pass one by one, also
         -- when the row is just being made, or deleted by an operator.
         ON CONFLICT (user_id, metric_type, period_start) DO UPDATE
         SET held_value = u.held_value + EXCLUDED.held_value, updated_at = now()
-        WHERE u.metric_value + u.held_value + EXCLUDED.held_value
-            <= (SELECT ceiling FROM asked WHERE metric = EXCLUDED.metric_type)
-        RETURNING u.metric_type
+        WHERE u.metric_value + u.held_value + EXCLUDED.held_value <= (
+            SELECT a.ceiling FROM asked AS a
+            WHERE (a.user_id, a.metric, a.period_start)
+                = (EXCLUDED.user_id, EXCLUDED.metric_type, EXCLUDED.period_start)
+        )
+        RETURNING u.user_id, u.metric_type, u.period_start
         """,
-        hold.user_id,
-        hold.period.start,
-        hold.period.end,
-        metrics,
-        [hold.amounts[metric] for metric in metrics],
-        [limits.get(metric, UNLIMITED) for metric in metrics],
+        [key[0] for key in keys],
+        [key[1] for key in keys],
+        [key[2] for key in keys],
+        [takings[key].period_end for key in keys],
+        [takings[key].amount for key in keys],
+        [UNLIMITED if takings[key].ceiling is None else takings[key].ceiling for key in keys],
     )
-    return {Metric(row["metric_type"]) for row in rows}
+    return {(row["user_id"], row["metric_type"], row["period_start"]) for row in rows}
 
 
-async def change_counters(conn: Connection, hold: Hold, *, used: Amounts, held: Amounts) -> dict[Metric, int]:
-    """Add to what is used (never negative) and held (of either sign) in the hold's period; return what is used now."""
+async def give_quota_back(conn: Connection, amounts: Mapping[Counter, int]) -> None:
+    """Undo what was just taken, in the same transaction."""
+    await conn.execute(
+        """
+        UPDATE usage_metrics AS c SET held_value = c.held_value - b.amount
+        FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[]) AS b(user_id, metric, period_start, amount)
+        WHERE (c.user_id, c.metric_type, c.period_start) = (b.user_id, b.metric, b.period_start)
+        """,
+        [key[0] for key in amounts],
+        [key[1] for key in amounts],
+        [key[2] for key in amounts],
+        list(amounts.values()),
+    )
+
+
+async def change_counters(
+    conn: Connection, hold: Hold, *, used: Amounts | None = None, held: Amounts | None = None
+) -> dict[str, int]:
+    """Add to what is used and held, of either sign, in the hold's period; return what is used now."""
+    return await change_usage(conn, user_id=hold.user_id, period=hold.period, used=used or {}, held=held or {})
+
+
+async def change_usage(
+    conn: Connection, *, user_id: str, period: Period, used: Amounts, held: Amounts
+) -> dict[str, int]:
     metrics = sorted(used.keys() | held.keys())
     if not metrics:
         return {}
@@ -157,25 +272,25 @@ async def change_counters(conn: Connection, hold: Hold, *, used: Amounts, held: 
             SELECT metric, used, held FROM unnest($4::text[], $5::bigint[], $6::bigint[]) AS c(metric, used, held)
         )
         INSERT INTO usage_metrics AS u (user_id, metric_type, period_start, period_end, metric_value, held_value)
-        SELECT $1, metric, $2, $3, used, greatest(held, 0) FROM change ORDER BY metric
+        SELECT $1, metric, $2, $3, greatest(used, 0), greatest(held, 0) FROM change ORDER BY metric
         -- ON CONFLICT: the counter may be made or deleted by somebody else at this moment; no change is lost by that.
         ON CONFLICT (user_id, metric_type, period_start) DO UPDATE
-        SET metric_value = u.metric_value + EXCLUDED.metric_value,
+        SET metric_value = u.metric_value + (SELECT used FROM change WHERE metric = EXCLUDED.metric_type),
             held_value = u.held_value + (SELECT held FROM change WHERE metric = EXCLUDED.metric_type),
             updated_at = now()
         RETURNING u.metric_type, u.metric_value
         """,
-        hold.user_id,
-        hold.period.start,
-        hold.period.end,
+        user_id,
+        period.start,
+        period.end,
         metrics,
         [used.get(metric, 0) for metric in metrics],
         [held.get(metric, 0) for metric in metrics],
     )
-    return {Metric(row["metric_type"]): row["metric_value"] for row in rows}
+    return {row["metric_type"]: row["metric_value"] for row in rows}
 
 
-async def find_usage(conn: Connection, *, user_id: str, period: Period) -> dict[Metric, Usage]:
+async def find_usage(conn: Connection, *, user_id: str, period: Period) -> dict[str, Usage]:
     """Counters of one user and period; a metric without a row was never used in it."""
     rows = await conn.fetch(
         """
@@ -184,124 +299,38 @@ async def find_usage(conn: Connection, *, user_id: str, period: Period) -> dict[
         user_id,
         period.start,
     )
-    return {Metric(row["metric_type"]): Usage(used=row["metric_value"], held=row["held_value"]) for row in rows}
+    return {row["metric_type"]: Usage(used=row["metric_value"], held=row["held_value"]) for row in rows}
 
 
 async def delete_counters(conn: Connection, *, user_id: str) -> None:
     """Give the current period's quota back. The table's trigger books the adjustment and keeps what is held."""
-    await conn.execute(
-        "DELETE FROM usage_metrics WHERE user_id = $1 AND period_start = metering.period_start(now())", user_id
-    )
+    await conn.execute("DELETE FROM usage_metrics WHERE user_id = $1 AND period_end > now()", user_id)
 
 
-# Ledger and thresholds -----------------------------------------------------------------------------------------------
-
-
-async def insert_usage(
-    conn: Connection, run_id: UUID, used: Amounts, *, user_id: str, period: Period, attributes: Mapping[str, Any]
-) -> dict[Metric, int]:
-    """Book what a run used, each metric once for ever; return what was booked now.
-
-    The key is the run's id, not the message's: a fact told twice in two messages is still one fact.
-    """
-    metrics = sorted(metric for metric, amount in used.items() if amount)
-    rows = await conn.fetch(
+async def delete_counters_of_tier(conn: Connection, *, tier: str) -> int:
+    """The same for everybody of a tier; return how many counters were given back."""
+    return await conn.execute(
         """
-        INSERT INTO metering.usage_ledger
-            (source, event_id, user_id, metric_type, amount, kind, period_start, attributes)
-        SELECT 'agents.run', $1 || ':' || metric, $2, metric, amount, 'usage', $3, $4
-        FROM unnest($5::text[], $6::bigint[]) AS booked(metric, amount) ORDER BY metric
-        -- ON CONFLICT: whoever delivers the same fact again, in whatever envelope, counts it no second time.
-        ON CONFLICT (source, event_id) DO NOTHING
-        RETURNING metric_type, amount
+        DELETE FROM usage_metrics AS c
+        WHERE c.period_end > now()
+            AND coalesce((SELECT e.tier FROM metering.entitlements AS e WHERE e.user_id = c.user_id), 'free') = $1
         """,
-        str(run_id),
-        user_id,
-        period.start,
-        attributes,
-        metrics,
-        [used[metric] for metric in metrics],
+        tier,
     )
-    return {Metric(row["metric_type"]): row["amount"] for row in rows}
-
-
-async def insert_threshold(conn: Connection, hold: Hold, metric: Metric, percent: int) -> bool:
-    """Mark a threshold as told; False if it has been told before in this period."""
-    told = await conn.execute(
-        """
-        INSERT INTO metering.thresholds (user_id, metric_type, period_start, percent) VALUES ($1, $2, $3, $4)
-        -- ON CONFLICT: of two settlements that cross it at once, one tells.
-        ON CONFLICT (user_id, metric_type, period_start, percent) DO NOTHING
-        """,
-        hold.user_id,
-        metric.value,
-        hold.period.start,
-        percent,
-    )
-    return told == 1
-
-
-# Accounts ------------------------------------------------------------------------------------------------------------
-
-
-async def find_account(conn: Connection, user_id: str) -> Account:
-    """What the gateway said last; a user nobody spoke of yet has the free tier."""
-    row = await conn.fetchrow("SELECT tier, erased_as FROM metering.entitlements WHERE user_id = $1", user_id)
-    return Account() if row is None else _account(row)
-
-
-async def get_current_period(conn: Connection) -> Period:
-    start, end = await conn.fetchval("SELECT ARRAY[metering.period_start(now()), metering.period_end(now())]")
-    return Period(start=start, end=end)
-
-
-async def get_now(conn: Connection) -> datetime:
-    """The transaction's instant, by the database's clock."""
-    return await conn.fetchval("SELECT now()")
-
-
-async def upsert_entitlements(conn: Connection, event: EntitlementsChanged) -> None:
-    """Keep the newest version, in whatever order versions come. A deleted account's row has the last one possible."""
-    await conn.execute(
-        """
-        INSERT INTO metering.entitlements AS e
-            (user_id, version, tier, status, features, period_start, period_end)
-        VALUES ($1, $2, $3, $4, $5, $6, $7)
-        -- ON CONFLICT with the comparison inside: two versions at once end with the higher one.
-        ON CONFLICT (user_id) DO UPDATE
-        SET version = EXCLUDED.version, tier = EXCLUDED.tier, status = EXCLUDED.status, features = EXCLUDED.features,
-            period_start = EXCLUDED.period_start, period_end = EXCLUDED.period_end, updated_at = now()
-        WHERE e.version < EXCLUDED.version
-        """,
-        str(event.user_id),
-        event.version,
-        event.tier,
-        event.status,
-        event.features,
-        event.period_start,
-        event.period_end,
-    )
-
-
-async def erase_user(conn: Connection, user_id: str) -> None:
-    await conn.execute("SELECT metering.erase_user($1)", user_id)
 
 
 def _hold(row: Record) -> Hold:
     return Hold(
         id=UUID(int=row["id"].int),
         user_id=row["user_id"],
-        amounts={Metric(name): int(amount) for name, amount in row["amounts"].items()},
+        amounts=dict(row["amounts"]),
         state=HoldState(row["state"]),
         period=Period(start=row["period_start"], end=row["period_end"]),
         expires_at=row["expires_at"],
+        created_at=row["created_at"],
         is_confirmed=row["confirmed_at"] is not None,
         is_booked=row["settled_at"] is not None,
     )
-
-
-def _account(row: Record) -> Account:
-    return Account(tier=row["tier"] or "free", erased_as=row["erased_as"])
 
 
 async def count_users_at_limits(conn: Connection) -> int:

@@ -13,12 +13,18 @@ from libs.common.health import Check, Finding, at_most
 from libs.common.plans import Plans, load_plans
 from libs.common.process import Service
 from services.metering import queries
-from services.metering.api import Routes
+from services.metering.api import HoldRoutes
 from services.metering.consumers import subscriptions
+from services.metering.ingest.api import IngestRoutes
 from services.metering.jobs import HoldSweeper
+from services.metering.ledger import queries as ledger
+from services.metering.repairs.api import RepairRoutes
+from services.metering.repairs.jobs import LedgerWatch
+from services.metering.reports.api import ReportRoutes
 from services.metering.settings import Settings
 
 MAX_OVERDUE_S: Final = 120
+MIN_MONTHS_AHEAD: Final = 1
 
 
 @asynccontextmanager
@@ -46,21 +52,33 @@ async def build(
                 probe=lambda: _check_overdue(backbone.database),
                 runbook="holds-not-swept",
             ),
+            Check(
+                name="ledger_months_ahead",
+                probe=lambda: _check_months(backbone.database),
+                runbook="ledger-months-missing",
+            ),
         ]
         app = backbone.new_app(checks)
-        app.include_router(Routes(backbone.database, plans).router())
+        for routes in (HoldRoutes, ReportRoutes, IngestRoutes, RepairRoutes):
+            app.include_router(routes(backbone.database, plans).router())
         yield Service(
             name="metering",
             app=backbone.edge(app),
             health_app=backbone.health_app(checks),
             common_loops=backbone.common_loops,
-            worker_loops=(*backbone.worker_loops, sweeper.run),
+            worker_loops=(*backbone.worker_loops, sweeper.run, LedgerWatch(backbone.database, plans).run),
         )
 
 
 async def _check_overdue(database: Database) -> Finding:
     async with database.transaction() as conn:
         return at_most(await queries.oldest_overdue_s(conn), MAX_OVERDUE_S)
+
+
+async def _check_months(database: Database) -> Finding:
+    async with database.transaction() as conn:
+        ahead = await ledger.months_ahead(conn)
+    return Finding(status="ok" if ahead >= MIN_MONTHS_AHEAD else "failed", value=ahead, threshold=MIN_MONTHS_AHEAD)
 
 
 async def _check_limits(database: Database) -> Finding:

@@ -44,6 +44,9 @@ from services.gateway.reference import domain
 from services.gateway.reference.asyncapi import document as asyncapi
 from services.gateway.runs.api import RunRoutes
 from services.metering import api as metering
+from services.metering.ingest.api import IngestRoutes
+from services.metering.repairs.api import RepairRoutes
+from services.metering.reports.api import ReportRoutes
 
 ROOT: Final = Path(__file__).parents[2]
 PASSED_FILE: Final = ROOT / "services/gateway/reference/passed.json"
@@ -58,7 +61,10 @@ _BEHIND: Final = (
     background.Routes,
     billing.Routes,
     operator_api.OperatorRoutes,
-    metering.Routes,
+    metering.HoldRoutes,
+    ReportRoutes,
+    IngestRoutes,
+    RepairRoutes,
 )
 # In the order in which wiring includes them.
 _PUBLIC: Final = (

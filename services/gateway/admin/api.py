@@ -1,6 +1,7 @@
 """HTTP of admins: maintenance, usage reset, webhook events, how the services are, how far an erasure has come."""
 
 import asyncio
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
@@ -21,6 +22,9 @@ from services.gateway.sessions import CurrentAdmin
 from services.gateway.switches import operations as switches
 from services.gateway.switches.state import Switches
 from services.gateway.upstreams import Name, Upstream, pass_back
+
+_PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")
+"""No dots: nothing that a client or a server could take for a way out of the routes for operators."""
 
 
 class MaintenanceInput(Input):
@@ -105,6 +109,15 @@ class AdminRoutes:
         router.add_api_route(
             "/users/{user_id}/usage/reset", self.reset_usage, methods=["POST"], status_code=204, response_model=None
         )
+        for method in ("GET", "POST", "PUT", "DELETE"):
+            router.add_api_route(
+                "/metering/{path:path}",
+                self.metering,
+                methods=[method],
+                name=f"metering_{method.lower()}",
+                response_model=None,
+                include_in_schema=False,  # metering's README tells them
+            )
         router.add_api_route("/erasures/{user_id}", self.erasure, methods=["GET"])
         router.add_api_route("/health", self.health, methods=["GET"])
         for act in ACTS:
@@ -197,6 +210,29 @@ class AdminRoutes:
             return (await self._upstreams[name].call("GET", "/health/ready")).json()
         except Unavailable as error:
             return {"status": "failed", "failed": ["reachable"], "detail": error.detail, "checks": []}
+
+    async def metering(self, path: str, request: Request, admin: CurrentAdmin) -> Response:
+        """Metering's lists and repairs, as its README tells them; what changes something is audited."""
+        if not _PLAIN_PATH.fullmatch(path):
+            raise NotFound("There is nothing here.")
+        content_type = request.headers.get("content-type")
+        response = await self._upstreams["metering"].call(
+            request.method,
+            f"/internal/admin/{path}",
+            params=request.query_params.multi_items(),
+            content=await request.body() or None,
+            headers={"x-actor": str(admin.user_id), **({"content-type": content_type} if content_type else {})},
+        )
+        if response.is_success and request.method != "GET":
+            async with self._database.transaction() as conn:
+                await queries.insert_audit(
+                    conn,
+                    actor=str(admin.user_id),
+                    action="metering",
+                    subject=f"{request.method} {path}",
+                    request_id=request.state.request_id,
+                )
+        return pass_back(response)
 
     async def erasure(self, user_id: UUID, _admin: CurrentAdmin) -> dict[str, Any]:
         """Which services have erased the user; complete when none is missing."""

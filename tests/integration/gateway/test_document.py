@@ -4,6 +4,9 @@ import json
 
 import httpx
 
+from libs.common.plans import load_plans
+from services.gateway.metered import METERED
+from services.gateway.passthrough import PASSED
 from tests.contracts.documents import ASYNCAPI_FILE, OPENAPI_FILE
 
 
@@ -22,6 +25,20 @@ async def test_the_page_runs_nothing_but_its_own_script(anon: httpx.AsyncClient)
     for path in ("/docs/reference.js", "/docs/reference.css"):
         assert path in page.text
         assert (await anon.get(path)).status_code == 200
+
+
+async def test_no_creating_route_forgets_its_limit(anon: httpx.AsyncClient) -> None:
+    paths = (await anon.get("/openapi.json")).json()["paths"]
+    creating = {f"POST {path}": it["post"] for path, it in paths.items() if "post" in it and "/auth/v1" not in path}
+    undeclared = [name for name, operation in creating.items() if "x-metered" not in operation]
+    assert undeclared == [], "declare in services/gateway/metered.py what these routes take, or that they are UNMETERED"
+    assert creating["POST /v1/runs"]["x-metered"] == {"metrics": ["runs", "tokens"], "features": []}
+    described = {f"{method.upper()} {path}" for path, it in paths.items() for method in it}
+    assert METERED.keys() <= described, "these routes do not exist any more"
+    assert {metric for it in METERED.values() for metric in it.metrics} <= load_plans().meters.keys()
+    for passed in PASSED:
+        if passed.uses:
+            assert METERED[f"{passed.method} {passed.path}"].metrics == (passed.uses,)
 
 
 async def test_internal_routes_cannot_be_reached(anon: httpx.AsyncClient) -> None:

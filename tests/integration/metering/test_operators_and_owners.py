@@ -11,7 +11,8 @@ from libs.common.database import DatabaseUnavailable
 from libs.common.events.gateway import RunRequested, UserDeleted
 from libs.common.events.metering import UserErasedByMetering
 from libs.common.ids import new_id
-from services.metering import consumers, operations, queries
+from services.metering import consumers, operations
+from services.metering.accounts import queries as accounts
 from services.metering.domain import AccountDeleted
 from tests.harness.database import TestDatabase
 from tests.integration.metering.accounts import (
@@ -192,7 +193,7 @@ async def test_entitlements_in_any_order_end_with_the_highest_version(test_datab
             for version in order:
                 await set_tier(database, user_id, versions[version], version=version)
             async with database.transaction() as conn:
-                assert (await queries.find_account(conn, str(user_id))).tier == "pro"
+                assert (await accounts.get_account(conn, PLANS, str(user_id))).tier == "pro"
         await test_database.execute("DELETE FROM metering.entitlements")
         await asyncio.gather(*(set_tier(database, user_id, tier, version=v) for v, tier in versions.items()))
         assert await test_database.fetchval("SELECT version FROM metering.entitlements") == 5
@@ -215,7 +216,7 @@ async def test_a_deleted_account_leaves_only_an_anonymous_ledger(test_database: 
         await finish(database, a_finished_run(user_id, running.id))
         async with database.transaction() as conn:
             requested = RunRequested(run_id=running.id, user_id=user_id, task="hello", max_output_tokens=10)
-            await consumers.on_run_requested(requested, conn)
+            await consumers.on_run_requested(requested, conn, plans=PLANS)
             await operations.answer_proposal(conn, PLANS, run_id=new_id(), user_id=user_id, amounts={})
         with pytest.raises(AccountDeleted):
             await reserve(database, user_id)

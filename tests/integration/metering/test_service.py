@@ -1,6 +1,5 @@
 """The whole service: its HTTP routes as the gateway calls them, and its events through the broker."""
 
-from collections.abc import AsyncGenerator
 from typing import Any
 from uuid import UUID
 
@@ -12,23 +11,10 @@ from libs.common.broker import open_publisher
 from libs.common.events import Event
 from libs.common.events.gateway import EntitlementsChanged, RunRequested
 from libs.common.ids import new_id
-from services.metering.settings import Settings
-from services.metering.wiring import build
 from tests.harness.patience import eventually
-from tests.harness.services import SERVICE_TOKEN_SECRET, Place, RunningService, run_service, service_headers
+from tests.harness.services import SERVICE_TOKEN_SECRET, Place, RunningService, service_headers
 from tests.harness.tasks import running
 from tests.integration.metering.accounts import a_finished_run, counters, has_no_drift
-
-
-@pytest.fixture
-async def metering(place: Place) -> AsyncGenerator[RunningService, None]:
-    async with run_service(build(place.settings_for(Settings, "metering"))) as service:
-        yield service
-
-
-@pytest.fixture
-async def user_id() -> UUID:
-    return new_id()
 
 
 async def post_hold(metering: RunningService, user_id: UUID, hold_id: UUID, **amounts: Any) -> Any:
@@ -51,7 +37,7 @@ async def test_a_hold_is_granted_shown_and_released(metering: RunningService, us
     again = await post_hold(metering, user_id, hold_id, runs=1, tokens=2_000)
     assert granted.status_code == again.status_code == 201
     assert granted.json() == again.json()
-    assert granted.json().keys() == {"hold_id", "expires_at"}
+    assert granted.json().keys() == {"hold_id", "expires_at", "amounts"}
 
     usage = await get(metering, user_id, "/internal/usage")
     resets_at = usage["period"]["end"]

@@ -47,18 +47,13 @@ async def test_fifty_deliveries_of_a_finished_run_at_once_are_booked_once_even_w
         await asyncio.gather(*(finish(database, event) for _ in range(50)))
     assert await counters(test_database, user_id) == {"runs": (1, 0), "tokens": (700, 0)}
     ledger = await test_database.fetch(
-        "SELECT event_id, amount, kind, attributes FROM metering.usage_ledger ORDER BY metric_type"
+        "SELECT event_id, amount, kind, cost_micro_usd, attributes FROM metering.usage_ledger ORDER BY metric_type"
     )
-    assert [(row["event_id"], row["amount"], row["kind"]) for row in ledger] == [
-        (f"{hold.id}:runs", 1, "usage"),
-        (f"{hold.id}:tokens", 700, "usage"),
+    assert [(row["event_id"], row["amount"], row["kind"], row["cost_micro_usd"]) for row in ledger] == [
+        (str(hold.id), 1, "usage", 0),
+        (str(hold.id), 700, "usage", 21),
     ]
-    assert ledger[0]["attributes"] == {
-        "outcome": "succeeded",
-        "agent_type": "suggestion",
-        "model": "offline",
-        "cost_micro_usd": 21,
-    }
+    assert ledger[0]["attributes"] == {"outcome": "succeeded", "agent_type": "suggestion", "model": "offline"}
     assert [settled["amounts"] for settled in await events(test_database, UsageSettled.type)] == [
         {"runs": 1, "tokens": 700}
     ]
@@ -135,7 +130,7 @@ async def test_the_news_of_a_run_that_has_already_finished_changes_nothing(test_
         await finish(database, a_finished_run(user_id, hold.id))
         requested = RunRequested(run_id=hold.id, user_id=user_id, task="hello", max_output_tokens=100)
         async with database.transaction() as conn:
-            await consumers.on_run_requested(requested, conn)
+            await consumers.on_run_requested(requested, conn, plans=PLANS)
     assert await counters(test_database, user_id) == {"runs": (1, 0), "tokens": (700, 0)}
     assert await test_database.fetchval("SELECT state FROM metering.holds WHERE id = $1", hold.id) == "settled"
 

@@ -32,6 +32,7 @@ from services.gateway.mail.jobs import MailSender
 from services.metering import operations as metering
 from services.metering.domain import Metric
 from services.metering.jobs import HoldSweeper
+from services.metering.repairs.jobs import LedgerWatch
 from tests.builders import metered_plans
 from tests.fakes.payments import NOW, FakePayments
 from tests.harness.database import TestDatabase
@@ -151,6 +152,21 @@ async def _three_runs_vanished(place: Workplace) -> None:
 
 def _sweep(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
     return (HoldSweeper(mortality.database(place.database), lambda: None, interval_s=0.01).run,)
+
+
+async def _one_uses_far_more_than_ever(place: Workplace) -> None:
+    await place.rows.execute(
+        """
+        INSERT INTO metering.usage_ledger (source, event_id, user_id, metric_type, amount, kind, period_start, occurred_at)
+        SELECT 'x', age, $1, 'tokens', n, 'usage', metering.period_start(now() - age::interval), now() - age::interval
+        FROM (VALUES ('4 days', 7000), ('60 s', 900000)) AS used(age, n)
+        """,
+        str(ADA),
+    )
+
+
+def _watch_the_ledger(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
+    return (LedgerWatch(mortality.database(place.database), RULES.plans, interval_s=0.01).run,)
 
 
 # Gateway --------------------------------------------------------------------------------------------------------------
@@ -318,6 +334,17 @@ WORK: Final = (
             "SELECT user_id, metric_type, metric_value, held_value FROM usage_metrics ORDER BY 1, 2",
             "SELECT count(*) FROM metering.usage_ledger",
             "SELECT type, data FROM metering.outbox ORDER BY id",
+        ),
+    ),
+    Work(
+        job=LedgerWatch,
+        service="metering",
+        prepare=_one_uses_far_more_than_ever,
+        start=_watch_the_ledger,
+        is_done="SELECT EXISTS (SELECT FROM metering.spikes)",
+        outcome=(
+            "SELECT user_id, metric_type, amount, habit_per_hour FROM metering.spikes",
+            "SELECT name, is_attached FROM metering.ledger_months()",
         ),
     ),
     Work(

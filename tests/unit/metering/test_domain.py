@@ -1,9 +1,8 @@
-"""Rules of metering: the life of a hold under every order of events, costs, limits, thresholds, retry hints."""
+"""Rules of metering: the life of a hold under every order of events, costs, retry hints."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -28,6 +27,7 @@ def a_hold(**facts: object) -> Hold:
         amounts={Metric.RUNS: 1, Metric.TOKENS: 100},
         state=HoldState.HELD,
         period=PERIOD,
+        created_at=PERIOD.start,
         expires_at=PERIOD.start,
         is_confirmed=False,
         is_booked=False,
@@ -137,22 +137,6 @@ def test_a_run_is_counted_when_it_succeeded_and_tokens_when_they_are_billable() 
     assert cost("failed", is_billable=True) == (0, 5)
     assert cost("cancelled", is_billable=True) == (0, 5)
     assert cost("timed_out", is_billable=False) == (0, 0)
-
-
-@pytest.mark.parametrize(
-    ("used", "limit", "reached"),
-    [
-        (79, 100, []),
-        (80, 100, [80]),
-        (99, 100, [80]),
-        (100, 100, [80, 100]),
-        (5, 0, []),
-        (10**9, None, []),
-        (4, 5, [80]),
-    ],
-)
-def test_thresholds_are_reached_at_80_and_100_percent(used: int, limit: int | None, reached: list[int]) -> None:
-    assert list(domain.thresholds_reached(used, limit)) == reached
 
 
 def test_remaining_is_never_negative_and_nothing_means_unlimited() -> None:

@@ -1,0 +1,108 @@
+"""How long a reservation takes at 200 a second, without and with a history: `python -m bench.metering_reservations`.
+
+First on an empty database, then with 10 million ledger rows and counters of 100,000 users (given as arguments: rows and
+users). Asks come evenly spaced, whatever the answers take, each from another user; the service runs in a process of its
+own and shares the machine with this client and PostgreSQL.
+"""
+
+import asyncio
+import os
+import random
+import statistics
+import sys
+import time
+from typing import Final
+from uuid import UUID
+
+import httpx
+
+from bench.metering_service import service_process
+from libs.common.ids import new_id
+from tests.harness.database import TestDatabase, new_database
+from tests.harness.servers import Servers, start_servers
+from tests.harness.services import service_headers
+
+PER_S: Final = 200
+SECONDS: Final = 20
+
+
+async def grow(database: TestDatabase, rows: int, users: int) -> None:
+    """History by SQL: users have the ids 1 to n, every counter is the sum of its ledger rows."""
+    await database.execute(
+        """
+        INSERT INTO metering.usage_ledger
+            (source, event_id, user_id, metric_type, amount, kind, period_start, occurred_at, attributes)
+        SELECT 'agents.run', n::text, lpad(to_hex(n % $2 + 1), 32, '0')::uuid::text, 'tokens', 1 + n % 7, 'usage',
+            metering.period_start(now() - (n % 3) * interval '30 days'), now() - (n % 3) * interval '30 days',
+            '{"model": "offline"}'
+        FROM generate_series(1, $1::bigint) AS n
+        """,
+        rows,
+        users,
+    )
+    await database.execute(
+        """
+        INSERT INTO metering.booked_events (key, digest)
+        SELECT substring(sha256(int8send(n)) FOR 16), substring(sha256(int8send(n)) FOR 16)
+        FROM generate_series(1, $1::bigint) AS n
+        """,
+        rows,
+    )
+    await database.execute(
+        """
+        INSERT INTO usage_metrics (user_id, metric_type, metric_value, period_start, period_end)
+        SELECT user_id, metric_type, sum(amount), period_start, metering.period_end(period_start)
+        FROM metering.usage_ledger GROUP BY user_id, metric_type, period_start
+        """
+    )
+    await database.execute("ANALYZE")
+
+
+async def ask(client: httpx.AsyncClient, user: int, took_ms: list[float]) -> None:
+    headers = service_headers("metering", user_id=UUID(int=user))
+    body = {"hold_id": str(new_id()), "amounts": {"runs": 1, "tokens": 100}}
+    started = time.perf_counter()
+    answer = await client.post("/internal/holds", json=body, headers=headers)
+    took_ms.append((time.perf_counter() - started) * 1000)
+    answer.raise_for_status()
+
+
+async def measure(database: TestDatabase, servers: Servers, users: int, label: str) -> None:
+    chance = random.Random(1)  # noqa: S311 - the same users every time
+    async with (
+        service_process(servers, database) as (url, _),
+        httpx.AsyncClient(base_url=url, timeout=30, limits=httpx.Limits(max_connections=64)) as client,
+    ):
+        await asyncio.gather(*(ask(client, chance.randint(1, users), []) for _ in range(200)))
+        took_ms: list[float] = []
+        started = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for number in range(PER_S * SECONDS):
+                await asyncio.sleep(max(0, started + number / PER_S - time.perf_counter()))
+                group.create_task(ask(client, chance.randint(1, users), took_ms))
+    cuts = statistics.quantiles(took_ms, n=100)
+    print(
+        f"{label}: {len(took_ms)} asks at {PER_S}/s, "
+        f"p50 {cuts[49]:.1f} ms, p95 {cuts[94]:.1f} ms, p99 {cuts[98]:.1f} ms; "
+        f"load {os.getloadavg()[0]:.1f}",
+        flush=True,
+    )
+
+
+async def run(servers: Servers, rows: int, users: int) -> None:
+    async with new_database(servers) as database:
+        await measure(database, servers, users, "empty")
+    async with new_database(servers) as database:
+        await grow(database, rows, users)
+        await measure(database, servers, users, f"{rows} ledger rows, {users} users")
+
+
+def main() -> None:
+    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000_000
+    users = int(sys.argv[2]) if len(sys.argv) > 2 else 100_000  # noqa: PLR2004
+    with start_servers(workers=1) as servers:
+        asyncio.run(run(servers, rows, users))
+
+
+if __name__ == "__main__":
+    main()
