@@ -1,14 +1,11 @@
 """Work for every job of every service: what lies ready, how the job is started, and what it must have come to."""
 
 import asyncio
-import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, LiteralString
 from uuid import UUID
-
-from aiosmtpd.smtp import SMTP
 
 from libs.common.database import Database
 from libs.common.events.metering import UsageSettled
@@ -37,6 +34,7 @@ from tests.builders import metered_plans
 from tests.fakes.payments import NOW, FakePayments
 from tests.harness.database import TestDatabase
 from tests.integration.agents.workshop import FakeModel, request_run
+from tests.integration.standing.letterbox import open_letterbox
 from tests.integration.standing.mortality import Mortality
 
 RULES: Final = Rules(plans=load_plans(), grace=timedelta(days=7))
@@ -157,7 +155,8 @@ def _sweep(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
 async def _one_uses_far_more_than_ever(place: Workplace) -> None:
     await place.rows.execute(
         """
-        INSERT INTO metering.usage_ledger (source, event_id, user_id, metric_type, amount, kind, period_start, occurred_at)
+        INSERT INTO metering.usage_ledger
+            (source, event_id, user_id, metric_type, amount, kind, period_start, occurred_at)
         SELECT 'x', age, $1, 'tokens', n, 'usage', metering.period_start(now() - age::interval), now() - age::interval
         FROM (VALUES ('4 days', 7000), ('60 s', 900000)) AS used(age, n)
         """,
@@ -205,22 +204,8 @@ async def _two_letters_wait(place: Workplace) -> None:
     )
 
 
-class Letterbox:
-    """An SMTP server that takes everything."""
-
-    async def handle_DATA(self, _server: Any, _session: Any, _envelope: Any) -> str:  # noqa: N802 - aiosmtpd's name
-        return "250 taken"
-
-
 def _send_mail(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    async def take_mail() -> None:
-        server = await asyncio.get_running_loop().create_server(lambda: SMTP(Letterbox()), sock=listener)
-        async with server:
-            await server.serve_forever()
-
-    url = f"smtp://127.0.0.1:{listener.getsockname()[1]}"
+    url, take_mail = open_letterbox()
     sender = MailSender(mortality.database(place.database), smtp_url=url, mail_from="desk@example.com")
     return (take_mail, sender.run)
 
