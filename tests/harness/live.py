@@ -48,11 +48,15 @@ async def used(person: Person) -> int:
 
 async def park_one(environment: Mapping[str, str]) -> str:
     """A message that was handled long ago, parked again: replaying it must change nothing."""
-    with psycopg.connect(environment["OPERATOR_DATABASE_URL"]) as conn:
-        row = conn.execute(
-            """SELECT id, type, subject, data, created_at FROM gateway.outbox
-               WHERE type = 'gateway.entitlements_changed.v1' AND sent_at IS NOT NULL LIMIT 1"""
-        ).fetchone()
+
+    async def sent() -> tuple[Any, ...] | None:
+        with psycopg.connect(environment["OPERATOR_DATABASE_URL"]) as conn:
+            return conn.execute(
+                """SELECT id, type, subject, data, created_at FROM gateway.outbox
+                   WHERE type = 'gateway.entitlements_changed.v1' AND sent_at IS NOT NULL LIMIT 1"""
+            ).fetchone()
+
+    row = await eventually(sent)
     assert row is not None
     body = {"specversion": "1.0", "id": str(row[0]), "type": row[1], "source": "gateway", "subject": row[2],
             "time": row[4].isoformat(), "data": row[3]}  # fmt: skip
