@@ -23,7 +23,8 @@ INVARIANTS: Final[dict[str, LiteralString]] = {
     "succeeded runs that were not charged once": """
         SELECT count(*) AS n FROM (
             SELECT r.id FROM agent_runs AS r
-            LEFT JOIN metering.usage_ledger AS l ON l.source = 'agents.run' AND l.event_id = r.id || ':runs'
+            LEFT JOIN metering.usage_ledger AS l
+                ON l.source = 'agents.run' AND l.event_id = r.id::text AND l.metric_type = 'runs'
             WHERE r.status = 'succeeded' GROUP BY r.id HAVING coalesce(sum(l.amount), 0) <> 1
         ) AS wrong
     """,

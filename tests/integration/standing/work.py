@@ -155,8 +155,13 @@ def _sweep(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
 async def _one_uses_far_more_than_ever(place: Workplace) -> None:
     await place.rows.execute(
         """
+<<<<<<< HEAD
         INSERT INTO metering.usage_ledger
             (source, event_id, user_id, metric_type, amount, kind, period_start, occurred_at)
+=======
+        INSERT INTO metering.usage_ledger (source, event_id, user_id, metric_type, amount, kind, period_start,
+            occurred_at)
+>>>>>>> depth-metering
         SELECT 'x', age, $1, 'tokens', n, 'usage', metering.period_start(now() - age::interval), now() - age::interval
         FROM (VALUES ('4 days', 7000), ('60 s', 900000)) AS used(age, n)
         """,
@@ -327,10 +332,7 @@ WORK: Final = (
         prepare=_one_uses_far_more_than_ever,
         start=_watch_the_ledger,
         is_done="SELECT EXISTS (SELECT FROM metering.spikes)",
-        outcome=(
-            "SELECT user_id, metric_type, amount, habit_per_hour FROM metering.spikes",
-            "SELECT name, is_attached FROM metering.ledger_months()",
-        ),
+        outcome=("SELECT user_id, metric_type, amount, habit_per_hour FROM metering.spikes",),
     ),
     Work(
         job=Housekeeper,
