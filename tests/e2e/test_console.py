@@ -102,8 +102,8 @@ async def test_an_operator_replays_a_parked_message_and_it_is_handled(
 ) -> None:
     user = await a_user(environment)
     event_id = await park(environment, user["id"])
-    # The page is not loaded again: what is parked appears by itself.
-    await expect(operator.get_by_role("row", name=QUEUE).locator(".badge")).to_have_text("1")
+    # The page is not loaded again: what is parked appears by itself, as often as queues are looked at.
+    await expect(operator.get_by_role("row", name=QUEUE).locator(".badge")).to_have_text("1", timeout=20_000)
     if keep is not None:
         await operator.get_by_role("link", name="Overview").click()
         await expect(operator.locator(".verdict.bad")).to_be_visible()

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -17,6 +18,7 @@ from services.gateway.wiring import build as build_gateway
 from services.metering.settings import Settings as MeteringSettings
 from services.metering.wiring import build as build_metering
 from tests.harness.gateway import gateway_settings
+from tests.harness.patience import eventually
 from tests.harness.services import Place, RunningService, run_service
 
 
@@ -81,4 +83,12 @@ async def open_house(
             **gateway_overrides,
         )
         gateway = await stack.enter_async_context(run_service(build_gateway(settings)))
+        for service in (billing, metering, agents, gateway):
+            await eventually(partial(_consumes, service), within_s=60)
         yield House(place=place, settings=settings, gateway=gateway, billing=billing, metering=metering, agents=agents)
+
+
+async def _consumes(service: RunningService) -> bool:
+    """Whether all its queues are there and consumed: what is sent before that waits for the next try of the sender."""
+    checks = (await service.client.get("/health/ready")).json()["checks"]
+    return any(check["name"] == "queues_with_consumer" and check["status"] == "ok" for check in checks)

@@ -184,7 +184,7 @@ async def test_the_users_own_stream_tells_of_runs_while_another_transaction_stan
             await bystander.execute("SELECT pg_current_xact_id()")
             await ada.client.post("/v1/runs", json={"task": "Tell me"})
             seen: set[str] = set()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 async for line in lines:
                     if line.startswith("event: "):
                         seen.add(line.removeprefix("event: "))

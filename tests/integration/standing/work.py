@@ -155,13 +155,8 @@ def _sweep(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
 async def _one_uses_far_more_than_ever(place: Workplace) -> None:
     await place.rows.execute(
         """
-<<<<<<< HEAD
         INSERT INTO metering.usage_ledger
             (source, event_id, user_id, metric_type, amount, kind, period_start, occurred_at)
-=======
-        INSERT INTO metering.usage_ledger (source, event_id, user_id, metric_type, amount, kind, period_start,
-            occurred_at)
->>>>>>> depth-metering
         SELECT 'x', age, $1, 'tokens', n, 'usage', metering.period_start(now() - age::interval), now() - age::interval
         FROM (VALUES ('4 days', 7000), ('60 s', 900000)) AS used(age, n)
         """,
