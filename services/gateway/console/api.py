@@ -13,6 +13,7 @@ from libs.common.errors import VentureError
 from libs.common.http import create_app
 from services.gateway.console.door import CodeFirst, Door, SignInFirst
 from services.gateway.console.render import View, to
+from services.gateway.sse import run_detached
 
 _TITLES: Final = {
     401: "Sign in first",
@@ -42,7 +43,11 @@ class Console:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope.get("path", "")
         is_ours = scope["type"] == "http" and (path == "/console" or path.startswith("/console/"))
-        await (self._console if is_ours else self._app)(scope, receive, send)
+        if not is_ours:
+            await self._app(scope, receive, send)
+            return
+        await self._console(scope, receive, send)
+        await run_detached(scope, receive, send)
 
 
 def build_console(*, view: View, door: Door, entry: Routes, pages: Sequence[Routes], version: str) -> FastAPI:
