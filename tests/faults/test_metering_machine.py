@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.integration.metering.test_machine import Metering, machine
+from tests.integration.metering.test_hold_machine import Metering, machine
 
 __all__ = ["machine"]
 
