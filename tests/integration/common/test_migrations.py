@@ -16,7 +16,8 @@ INSERT INTO billing.customers (user_id, stripe_customer_id, idempotency_key)
 INSERT INTO billing.stripe_events (id, type, livemode, created, payload)
     VALUES ('evt_1', 'customer.created', false, now(), '{}');
 INSERT INTO usage_metrics (user_id, metric_type, metric_value, period_start, period_end)
-    VALUES ('00000000-0000-7000-8000-000000000001', 'runs', 3, date_trunc('month', now()), date_trunc('month', now()) + interval '1 month');
+    VALUES ('00000000-0000-7000-8000-000000000001', 'runs', 3, date_trunc('month', now()),
+        date_trunc('month', now()) + interval '1 month');
 INSERT INTO metering.usage_ledger (source, event_id, user_id, metric_type, amount, kind, period_start)
     VALUES ('test', '1', '00000000-0000-7000-8000-000000000001', 'runs', 3, 'usage', date_trunc('month', now()));
 INSERT INTO agent_runs (id, user_id, agent_type, task, max_output_tokens)
