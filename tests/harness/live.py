@@ -30,6 +30,7 @@ async def signed_up(environment: Mapping[str, str]) -> AsyncGenerator[Person, No
     async with httpx.AsyncClient(base_url=environment["GATEWAY_URL"], timeout=15) as client:
         client.headers["apikey"] = environment["NEXT_PUBLIC_SUPABASE_ANON_KEY"]
         made = await client.post("/auth/v1/signup", json={"email": email, "password": "correct horse battery"})
+        assert made.status_code == 200, made.text
         client.headers["Authorization"] = f"Bearer {made.json()['access_token']}"
         yield Person(id=made.json()["user"]["id"], email=email, client=client)
 
