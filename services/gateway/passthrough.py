@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 from uuid import UUID
 
-import httpx
 from fastapi import APIRouter, Request, Response
 
 from libs.common.database import Connection
@@ -16,6 +15,7 @@ from services.gateway.idempotency.state import Answers, Made
 from services.gateway.quotas import Quotas
 from services.gateway.sessions import CurrentIdentity, require_live_session
 from services.gateway.upstreams import Name, Upstream, pass_back
+from services.gateway.wire import Answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +189,7 @@ class PassedRoutes:
 
     async def _call(
         self, passed: Passed, path: str, request: Request, identity: Identity, *, resource_id: UUID
-    ) -> httpx.Response:
+    ) -> Answer:
         key = {"Idempotency-Key": str(resource_id)} if passed.method == "POST" else {}
         return await self._upstreams[passed.to].call(
             passed.method,

@@ -8,8 +8,8 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, Literal
+from urllib.parse import urlencode
 
-import httpx
 import structlog
 from fastapi import Response
 
@@ -17,6 +17,7 @@ from libs.common import service_tokens
 from libs.common.errors import Unavailable
 from libs.common.telemetry import current_traceparent
 from services.gateway.domain import Breaker, Identity
+from services.gateway.wire import Answer, WireBusy, WireClient, WireError, open_wire
 
 Name = Literal["billing", "metering", "agents"]
 
@@ -36,7 +37,7 @@ class UpstreamUnavailable(Unavailable):
 class Upstream:
     """One service. Every call carries a token made for it, naming the user it is made for; nothing else identifies."""
 
-    def __init__(self, name: Name, *, client: httpx.AsyncClient, secret: str) -> None:
+    def __init__(self, name: Name, *, client: WireClient, secret: str) -> None:
         self.name: Name = name
         self._client = client
         self._secret = secret
@@ -53,7 +54,7 @@ class Upstream:
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
-    ) -> httpx.Response:
+    ) -> Answer:
         """Return the answer if it is 2xx, 3xx, 4xx or 503; anything else becomes UpstreamUnavailable."""
         if not self._breaker.lets_through(time.monotonic()):
             raise UpstreamUnavailable(f"The {self.name} service does not answer.", retry_after_s=2)
@@ -68,16 +69,15 @@ class Upstream:
         try:
             response = await self._client.request(
                 method,
-                path,
-                params=httpx.QueryParams([*params]) if params else None,
-                content=content,
+                f"{path}?{urlencode(params)}" if params else path,
                 headers=sent,
-                timeout=_timeout(timeout_s or TIMEOUT_S[self.name]),
+                content=content,
+                timeout_s=timeout_s or TIMEOUT_S[self.name],
             )
-        except httpx.PoolTimeout as error:  # all its connections are at work: that is a full service, not a dead one
+        except WireBusy as error:  # all its connections are at work: that is a full service, not a dead one
             self._breaker.gave_up()
             raise UpstreamUnavailable(f"The {self.name} service is busy.", retry_after_s=1) from error
-        except httpx.HTTPError as error:
+        except (WireError, TimeoutError) as error:
             if self._breaker.failed(time.monotonic()):
                 log.warning("upstream_cut_off", upstream=self.name, error=type(error).__name__)
             raise UpstreamUnavailable(f"The {self.name} service does not answer.", retry_after_s=2) from error
@@ -91,11 +91,7 @@ class Upstream:
         return response
 
 
-def _timeout(read_s: float) -> httpx.Timeout:
-    return httpx.Timeout(read_s, connect=CONNECT_S, pool=CONNECT_S)
-
-
-def pass_back(response: httpx.Response) -> Response:
+def pass_back(response: Answer) -> Response:
     """Our answer is the service's: status and body as they are, and only the headers meant for clients."""
     headers = {name: response.headers[name] for name in _PASSED_BACK if name in response.headers}
     return Response(response.content, response.status_code, headers)
@@ -103,9 +99,5 @@ def pass_back(response: httpx.Response) -> Response:
 
 @asynccontextmanager
 async def open_upstream(name: Name, *, base_url: str, secret: str) -> AsyncGenerator[Upstream, None]:
-    # Few connections: the pool looks through all of them for every call, and one service needs no more at once.
-    limits = httpx.Limits(
-        max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS, keepalive_expiry=60
-    )
-    async with httpx.AsyncClient(base_url=base_url, limits=limits, follow_redirects=False) as client:
+    async with open_wire(base_url, max_connections=MAX_CONNECTIONS, connect_s=CONNECT_S) as client:
         yield Upstream(name, client=client, secret=secret)
