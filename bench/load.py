@@ -114,7 +114,7 @@ class Line(asyncio.Protocol):
     async def open(cls, url: str) -> "Line":
         address = urlsplit(url)
         loop = asyncio.get_running_loop()
-        return (await loop.create_connection(cls, address.hostname, address.port or 80))[1]
+        return (await loop.create_connection(cls, address.hostname or "", address.port or 80))[1]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's is none by its class

@@ -81,7 +81,7 @@ class _Lock:
 def _run(*command: str, folder: Path | None = None) -> None:
     path = f"{NODE.parent}{os.pathsep}{os.environ['PATH']}"
     nice = shutil.which("nice")
-    subprocess.run(  # noqa: S603 - our own literals
+    subprocess.run(
         (*((nice, "-n", "10") if nice else ()), *command),
         cwd=folder,
         env={**os.environ, "PATH": path},

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Final
 
-from bench.frame import OURS, Column, Report
+from bench.frame import OURS, Report
 
 _WIDTH: Final = 760
 _LABELS: Final = 190
@@ -18,7 +18,7 @@ _LINES: Final = ("#1a7f5a", "#0969da", "#bf5700", "#8250df", "#cf222e", "#57606a
 
 
 def bars(report: Report) -> str:
-    """A block of bars for each column that all can be compared by; whiskers are the least and the most of the rounds."""
+    """A block of bars for each column by which they can be compared; whiskers are least and most of the rounds."""
     drawn: list[str] = []
     y = 34
     for column in report.columns:
@@ -36,8 +36,10 @@ def bars(report: Report) -> str:
             drawn += [
                 _text(_LABELS - 8, middle + 4, name, anchor="end"),
                 f'<rect x="{_LABELS}" y="{y + 4}" width="{length:.1f}" height="{_ROW - 8}" rx="2" fill="{colour}"/>',
-                f'<path d="M{_LABELS + spread.least * scale:.1f} {middle}H{_LABELS + spread.most * scale:.1f}" '
-                f'stroke="{_INK}" stroke-width="1.5"/>',
+                (
+                    f'<path d="M{_LABELS + spread.least * scale:.1f} {middle}H{_LABELS + spread.most * scale:.1f}" '
+                    f'stroke="{_INK}" stroke-width="1.5"/>'
+                ),
                 _text(_LABELS + spread.most * scale + 8, middle + 4, column.tell(spread.median)),
             ]
             y += _ROW
@@ -50,7 +52,7 @@ def lines(title: str, series: Mapping[str, Sequence[tuple[float, float]]], *, x_
     left, top, width, height = 60, 40, _WIDTH - 260, 260
     xs = [math.log10(x) for points in series.values() for x, _ in points]
     most = max(y for points in series.values() for _, y in points) * 1.1 or 1
-    first, last = min(xs), max(max(xs), min(xs) + 1)
+    first, last = min(xs), max(*xs, min(xs) + 1)
 
     def at(x: float, y: float) -> str:
         across = left + (math.log10(x) - first) / (last - first) * width
@@ -78,8 +80,6 @@ def lines(title: str, series: Mapping[str, Sequence[tuple[float, float]]], *, x_
     return _document(title, drawn, height=top + height + 52)
 
 
-
-
 def _text(x: float, y: float, text: str, *, anchor: str = "start", weight: str = "400") -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}" fill="{_INK}">'
@@ -90,8 +90,10 @@ def _text(x: float, y: float, text: str, *, anchor: str = "start", weight: str =
 def _document(title: str, drawn: Sequence[str], *, height: float) -> str:
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:.0f}" '
-            f'font-family="system-ui, sans-serif" font-size="12" role="img">',
+            (
+                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:.0f}" '
+                f'font-family="system-ui, sans-serif" font-size="12" role="img">'
+            ),
             f"<title>{escape(title)}</title>",
             f'<rect width="{_WIDTH}" height="{height:.0f}" fill="#ffffff"/>',
             _text(12, 20, title, weight="700"),

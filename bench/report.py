@@ -10,12 +10,12 @@ import platform
 import re
 import subprocess
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from bench import plots
 from bench.frame import OURS, Report, Results
+from libs.common.clock import system_clock
 
 ROOT: Final = Path(__file__).parents[1]
 REPORTS: Final = ROOT / "bench" / "reports"
@@ -41,7 +41,7 @@ def conditions(results: Results) -> dict[str, Any]:
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace"))
     memory = re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text(encoding="ascii"))
     return {
-        "measured_at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "measured_at": system_clock().strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),
         "processor": model[1] if model else platform.machine(),
         "cores": os.cpu_count(),
@@ -72,9 +72,11 @@ def as_markdown(report: Report, place: dict[str, Any]) -> str:
     rounds = max(len(it) for it in results.rounds.values())
     lines += [
         "",
-        f"Medians (least–most) of {rounds} rounds in turns; ratios are medians of the rounds' ratios. "  # noqa: RUF001
-        f"{place['measured_at']}, commit {place['commit']}, {place['processor']}, {place['cores']} cores, "
-        f"Python {place['python']}, load {place['load']}.",
+        (
+            f"Medians (least–most) of {rounds} rounds in turns; ratios are medians of the rounds' ratios. "  # noqa: RUF001
+            f"{place['measured_at']}, commit {place['commit']}, {place['processor']}, {place['cores']} cores, "
+            f"Python {place['python']}, load {place['load']}."
+        ),
         "",
     ]
     return "\n".join(lines)
@@ -89,7 +91,7 @@ def put_into_document(name: str, text: str) -> None:
 
 def _commit() -> str:
     def git(*arguments: str) -> str:
-        done = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603, S607
+        done = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
     changed = git("status", "--porcelain", "--", "libs", "services", "bench/*.py", "bench/peers")

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any, cast
 
 from pydantic import BaseModel, SecretStr
 
@@ -16,19 +17,21 @@ def as_environment(settings: CommonSettings) -> dict[str, str]:
     """What would make these settings: tuples as lists with commas, tables as their owner reads them."""
     said: dict[str, str] = {}
     for name in type(settings).model_fields:
-        value = getattr(settings, name)
+        value: Any = getattr(settings, name)
         if isinstance(value, SecretStr):
             value = value.get_secret_value()
         if value is None or isinstance(value, BaseModel | dict):
             continue
-        said[name.upper()] = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        said[name.upper()] = _plainly(value)
     return said
 
 
+def _plainly(value: Any) -> str:
+    return ",".join(str(part) for part in cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else str(value)
+
+
 @asynccontextmanager
-async def service(
-    name: str, settings: CommonSettings, *, mode: Mode = "api"
-) -> AsyncGenerator[tuple[str, int], None]:
+async def service(name: str, settings: CommonSettings, *, mode: Mode = "api") -> AsyncGenerator[tuple[str, int], None]:
     """Its address and its process id."""
     port = free_port()
     environment = {**as_environment(settings), "PORT": str(port)}
