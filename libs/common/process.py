@@ -6,6 +6,7 @@ A loop that dies takes the process with it, and the supervisor starts it afresh:
 import argparse
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import sys
@@ -96,6 +97,8 @@ async def _run(build: Build, settings: CommonSettings, mode: Mode) -> None:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, running.done.set)
+        # What is there now stays: looking through it again and again for garbage would only make requests wait.
+        gc.freeze()
         log.info("started", mode=mode, port=running.port)
         await running.done.wait()
         log.info("stopping")

@@ -9,13 +9,13 @@ from fastapi import APIRouter, Request, Response
 
 from libs.common.database import Connection
 from libs.common.errors import Unavailable
+from libs.common.http_client import Answer
 from services.gateway.domain import Identity, SignInRequired
 from services.gateway.exports.operations import record_use
 from services.gateway.idempotency.state import Answers, Made
 from services.gateway.quotas import Quotas
 from services.gateway.sessions import CurrentIdentity, require_live_session
 from services.gateway.upstreams import Name, Upstream, pass_back
-from services.gateway.wire import Answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ that does not answer costs callers a refusal instead of a wait.
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, Literal
+from typing import Any, Final, Literal
 from urllib.parse import urlencode
 
 import structlog
@@ -15,9 +15,9 @@ from fastapi import Response
 
 from libs.common import service_tokens
 from libs.common.errors import Unavailable
+from libs.common.http_client import AllBusy, Answer, HttpClient, NoAnswer, open_client
 from libs.common.telemetry import current_traceparent
 from services.gateway.domain import Breaker, Identity
-from services.gateway.wire import Answer, WireBusy, WireClient, WireError, open_wire
 
 Name = Literal["billing", "metering", "agents"]
 
@@ -26,7 +26,12 @@ log = structlog.get_logger(__name__)
 # Below the 5 s in which every answer is promised during a fault. Billing may ask Stripe before it answers.
 TIMEOUT_S: Final[Mapping[Name, float]] = {"metering": 3.0, "agents": 4.0, "billing": 4.5}
 CONNECT_S: Final = 1.0
+KEEP_ALIVE_S: Final = 60
+"""Below the 75 s after which a service of ours closes a connection that is not used."""
 MAX_CONNECTIONS: Final = 32
+TOKEN_KEPT_S: Final = 20
+"""A token is good for 60 s; its callee has at least 40 s left for what it is asked."""
+_TOKENS: Final = 10_000
 _PASSED_BACK: Final = ("content-disposition", "content-type", "retry-after", "location", "etag")
 
 
@@ -37,11 +42,12 @@ class UpstreamUnavailable(Unavailable):
 class Upstream:
     """One service. Every call carries a token made for it, naming the user it is made for; nothing else identifies."""
 
-    def __init__(self, name: Name, *, client: WireClient, secret: str) -> None:
+    def __init__(self, name: Name, *, client: HttpClient, secret: str) -> None:
         self.name: Name = name
         self._client = client
         self._secret = secret
         self._breaker = Breaker()
+        self._tokens: dict[tuple[tuple[str, Any], ...], tuple[float, str]] = {}
 
     async def call(
         self,
@@ -61,23 +67,22 @@ class Upstream:
         user = identity.user_claims if identity is not None else None
         if role is not None:
             user = {"role": role}
-        token = service_tokens.mint(self._secret, issuer="gateway", audience=self.name, user=user)
-        sent = {**(headers or {}), "Authorization": f"Bearer {token}"}
+        sent = {**(headers or {}), "authorization": f"Bearer {self._token(user)}"}
         traceparent = current_traceparent()
         if traceparent:
             sent["traceparent"] = traceparent
         try:
             response = await self._client.request(
                 method,
-                f"{path}?{urlencode(params)}" if params else path,
-                headers=sent,
+                f"{path}?{urlencode([*params])}" if params else path,
                 content=content,
+                headers=sent,
                 timeout_s=timeout_s or TIMEOUT_S[self.name],
             )
-        except WireBusy as error:  # all its connections are at work: that is a full service, not a dead one
+        except AllBusy as error:  # all its connections are at work: that is a full service, not a dead one
             self._breaker.gave_up()
             raise UpstreamUnavailable(f"The {self.name} service is busy.", retry_after_s=1) from error
-        except (WireError, TimeoutError) as error:
+        except NoAnswer as error:
             if self._breaker.failed(time.monotonic()):
                 log.warning("upstream_cut_off", upstream=self.name, error=type(error).__name__)
             raise UpstreamUnavailable(f"The {self.name} service does not answer.", retry_after_s=2) from error
@@ -90,6 +95,19 @@ class Upstream:
             raise UpstreamUnavailable(f"The {self.name} service failed.", retry_after_s=2)
         return response
 
+    def _token(self, user: Mapping[str, Any] | None) -> str:
+        """Signed anew for each user every 20 s: that costs as much as the rest of a call."""
+        key = tuple(user.items()) if user is not None else ()
+        now_s = time.monotonic()
+        kept = self._tokens.get(key)
+        if kept is not None and kept[0] > now_s:
+            return kept[1]
+        if len(self._tokens) >= _TOKENS:
+            self._tokens.clear()
+        token = service_tokens.mint(self._secret, issuer="gateway", audience=self.name, user=user)
+        self._tokens[key] = (now_s + TOKEN_KEPT_S, token)
+        return token
+
 
 def pass_back(response: Answer) -> Response:
     """Our answer is the service's: status and body as they are, and only the headers meant for clients."""
@@ -99,5 +117,8 @@ def pass_back(response: Answer) -> Response:
 
 @asynccontextmanager
 async def open_upstream(name: Name, *, base_url: str, secret: str) -> AsyncGenerator[Upstream, None]:
-    async with open_wire(base_url, max_connections=MAX_CONNECTIONS, connect_s=CONNECT_S) as client:
+    # Few connections: one service needs no more at once.
+    async with open_client(
+        base_url, max_connections=MAX_CONNECTIONS, connect_s=CONNECT_S, keep_alive_s=KEEP_ALIVE_S
+    ) as client:
         yield Upstream(name, client=client, secret=secret)

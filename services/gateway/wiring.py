@@ -64,6 +64,7 @@ from services.gateway.runs.streams import RunStreams
 from services.gateway.sessions import OwnSessions, Sessions, StandingCache, Standings
 from services.gateway.settings import Settings
 from services.gateway.sse import StreamSlots
+from services.gateway.straight import Straight
 from services.gateway.switches.state import Switches
 from services.gateway.upstreams import Name, Upstream, open_upstream
 
@@ -123,7 +124,8 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
         routes = _routes(settings, backbone=backbone, live=live, checks=checks, sign_in=sign_in, upstreams=upstreams)
         limiter = await _open_limiter(stack, settings)
         access = _access(settings, backbone, live, limiter=limiter, sign_in=sign_in)
-        gate = _gate(routes, settings, backbone=backbone, live=live, access=access, sign_in=sign_in)
+        straight = Straight(routes, upstreams=upstreams)
+        gate = _gate(straight, settings, backbone=backbone, live=live, access=access, sign_in=sign_in)
         console = _console(settings, backbone, live, access=access, upstreams=upstreams, checks=checks)
         yield Service(
             name="gateway",
