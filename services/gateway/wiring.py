@@ -1,6 +1,7 @@
 """Composition root of the gateway: settings in, running parts out, all closed on exit."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from uuid import UUID
 
 import httpx
 from fastapi import FastAPI
+from starlette.routing import Mount
 from starlette.types import ASGIApp
 
 from libs.common import redis
@@ -204,7 +206,7 @@ def _routes(
     database = backbone.database
     streams = RunStreams(agents=agents, feed=live.feed, database=database, stopping=live.stopping)
     app = backbone.new_app(checks, openapi_url="/openapi.json")
-    app.mount("/auth/v1", sign_in.app)
+    app.router.routes.append(_mount_auth(sign_in.app))
     for routes in (
         AccountRoutes(
             database=database,
@@ -229,6 +231,13 @@ def _routes(
         app.include_router(routes.router())
     describe(app, auth=sign_in.app if isinstance(sign_in.app, FastAPI) else None)
     return app
+
+
+def _mount_auth(app: ASGIApp) -> Mount:
+    mount = Mount("/auth/v1", app=app)
+    # A line break in a path is part of it, too: what begins so is answered by sign-in, in its shape.
+    mount.path_regex = re.compile(mount.path_regex.pattern, re.DOTALL)
+    return mount
 
 
 async def _sign_in(stack: AsyncExitStack, settings: Settings, backbone: Backbone, live: _Live) -> _SignIn:

@@ -193,6 +193,14 @@ async def test_a_poisoned_host_or_path_reaches_no_other_route(gateway: RunningSe
         assert status in {400, 401, 404}, (target, host, status)
 
 
+async def test_a_path_with_a_line_break_is_refused_in_the_shape_of_where_it_leads(anon: httpx.AsyncClient) -> None:
+    sign_in = await anon.get("/auth/v1/us%0Aer")
+    assert (sign_in.status_code, sign_in.headers["content-type"]) == (404, "application/json")
+    assert sign_in.json().keys() == {"code", "message"}
+    ours = await anon.get("/v1/pro%0Afile")
+    assert (ours.status_code, ours.headers["content-type"]) == (404, "application/problem+json")
+
+
 @pytest.mark.parametrize(
     ("request_text", "statuses"),
     [
