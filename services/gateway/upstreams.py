@@ -7,7 +7,7 @@ that does not answer costs callers a refusal instead of a wait.
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import httpx
 import structlog
@@ -48,16 +48,20 @@ class Upstream:
         path: str,
         *,
         identity: Identity | None = None,
+        is_admin: bool = False,
         role: str | None = None,
         params: Sequence[tuple[str, str]] | None = None,
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
     ) -> httpx.Response:
-        """Return the answer if it is 2xx, 3xx, 4xx or 503; anything else becomes UpstreamUnavailable."""
+        """Return the answer if it is 2xx, 3xx, 4xx or 503; anything else becomes UpstreamUnavailable.
+
+        `is_admin` is told only of whom the gateway has just let through as one.
+        """
         if not self._breaker.lets_through(time.monotonic()):
             raise UpstreamUnavailable(f"The {self.name} service does not answer.", retry_after_s=2)
-        user = identity.user_claims if identity is not None else None
+        user = _claims(identity, is_admin=is_admin) if identity is not None else None
         if role is not None:
             user = {"role": role}
         token = service_tokens.mint(self._secret, issuer="gateway", audience=self.name, user=user)
@@ -89,6 +93,10 @@ class Upstream:
         if response.status_code >= 500 and response.status_code != 503:  # noqa: PLR2004 - 503 explains itself
             raise UpstreamUnavailable(f"The {self.name} service failed.", retry_after_s=2)
         return response
+
+
+def _claims(identity: Identity, *, is_admin: bool) -> Mapping[str, Any]:
+    return {**identity.user_claims, "is_admin": True} if is_admin else identity.user_claims
 
 
 def _timeout(read_s: float) -> httpx.Timeout:

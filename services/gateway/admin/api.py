@@ -45,7 +45,7 @@ class Act:
     internal: str
     action: str = ""
     is_in_person: bool = False
-    """The service is told which admin asks, and asks the database itself whether they are one."""
+    """The service is told which admin asks, in the token's own words."""
 
 
 ACTS: Final = (
@@ -185,6 +185,7 @@ class AdminRoutes:
             act.method,
             path,
             identity=admin if act.is_in_person else None,
+            is_admin=act.is_in_person,
             params=request.query_params.multi_items(),
             content=body or None,
             headers={"content-type": "application/json"} if body else {},
