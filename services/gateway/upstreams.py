@@ -61,9 +61,7 @@ class Upstream:
         """
         if not self._breaker.lets_through(time.monotonic()):
             raise UpstreamUnavailable(f"The {self.name} service does not answer.", retry_after_s=2)
-        user = _claims(identity, is_admin=is_admin) if identity is not None else None
-        if role is not None:
-            user = {"role": role}
+        user = _claims(identity, is_admin=is_admin, role=role)
         token = service_tokens.mint(self._secret, issuer="gateway", audience=self.name, user=user)
         sent = {**(headers or {}), "Authorization": f"Bearer {token}"}
         traceparent = current_traceparent()
@@ -95,7 +93,12 @@ class Upstream:
         return response
 
 
-def _claims(identity: Identity, *, is_admin: bool) -> Mapping[str, Any]:
+def _claims(identity: Identity | None, *, is_admin: bool, role: str | None) -> Mapping[str, Any] | None:
+    """Whom a call is made for; None when the gateway asks for itself."""
+    if role is not None:
+        return {"role": role}
+    if identity is None:
+        return None
     return {**identity.user_claims, "is_admin": True} if is_admin else identity.user_claims
 
 

@@ -157,6 +157,17 @@ async def test_sql_in_any_text_is_text(user: SignedIn, anon: httpx.AsyncClient, 
     assert await place.database.fetchval("SELECT count(*) FROM auth.users") == 1
 
 
+async def test_metadata_that_no_table_could_hold_is_refused(user: SignedIn, anon: httpx.AsyncClient) -> None:
+    apikey = {"apikey": anon.headers["apikey"], "x-supabase-api-version": "2024-01-01"}
+    for data in ({"n": 2**70}, {"text": "a\x00b"}, {"deep": json.loads("[" * 300 + "]" * 300)}):
+        body = {"email": "bob@example.com", "password": "correct horse", "data": data}
+        for answer in (
+            await anon.post("/auth/v1/signup", json=body),
+            await user.client.put("/auth/v1/user", json={"data": data}, headers=apikey),
+        ):
+            assert (answer.status_code, answer.json()["code"]) == (400, "validation_failed")
+
+
 async def test_links_in_mails_lead_where_the_configuration_says(
     anon: httpx.AsyncClient, user: SignedIn, place: Place, settings: Settings
 ) -> None:
