@@ -48,7 +48,7 @@ class IngestRoutes:
                 places.append(index)
             except Refused as refusal:
                 refused[index] = refusal.reason
-        verdicts = await self._desk.count(events) if events else []
+        verdicts = await self._desk.count(events)
         accepted, duplicates = verdicts.count(ACCEPTED), verdicts.count(DUPLICATE)
         if accepted + duplicates < len(events):
             told = zip(places, verdicts, strict=True)

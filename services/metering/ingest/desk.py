@@ -21,8 +21,8 @@ log = structlog.get_logger(__name__)
 
 MAX_SHARED: Final = 4_000
 """Events that share a commit at most; one batch may be of a thousand."""
-MAX_WAITING: Final = 40_000
-"""Events in line at most: what a busy machine counts in four seconds. Who comes then is asked to come again."""
+MAX_WAITING: Final = 20_000
+"""Events in line at most: what a busy machine counts while a sender waits. Who comes then is asked to come again."""
 
 
 class TooManyEvents(Unavailable):
@@ -46,6 +46,8 @@ class IngestDesk:
 
     async def count(self, events: Sequence[UsageEvent]) -> Sequence[str]:
         """Count a batch; return the verdict of each event. Raises what went wrong with the commit it was part of."""
+        if not events:
+            return []
         if self._waiting + len(events) > MAX_WAITING:
             raise TooManyEvents("Too many events at once; send them again.", retry_after_s=2)
         batch = _Batch(events, asyncio.get_running_loop().create_future())
