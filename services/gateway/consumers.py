@@ -29,6 +29,7 @@ _TOLD: Final[dict[type[Event], str]] = {
     agents.RunFinished: "run.finished",
     agents.BackgroundEventReceived: "background_event.received",
 }
+_ALL: Final = 100
 _WITHHELD: Final = {"stripe_customer_id", "user_id"}
 
 
@@ -74,7 +75,7 @@ def _tell(event_type: type[Event], announcer: Announcer, standings: StandingCach
     return on_told
 
 
-def _tell_and_mail(tell: ManyHandler, billing_page: str) -> ManyHandler:
+def _tell_failed_payment(tell: ManyHandler, billing_page: str) -> ManyHandler:
     """A failed payment ends a plan within days: the user learns of it also without looking at the product."""
 
     async def on_payment_failed(events: Sequence[billing.PaymentFailed], conn: Connection) -> None:
@@ -85,6 +86,27 @@ def _tell_and_mail(tell: ManyHandler, billing_page: str) -> ManyHandler:
             await mail.insert_mail_to_user(conn, user_id=event.user_id, letter="payment_failed", content=content)
 
     return on_payment_failed
+
+
+def _tell_threshold(tell: ManyHandler, plans_page: str) -> ManyHandler:
+    """Who comes near a limit, or to it, learns of it by mail; unless they declined, or the next letter says more."""
+
+    async def on_threshold_reached(events: Sequence[metering.ThresholdReached], conn: Connection) -> None:
+        await tell(events, conn)
+        for event in events:
+            is_at_limit = event.used >= event.limit
+            if is_at_limit != (event.percent >= _ALL) or not await mail.wants_usage_mail(conn, event.user_id):
+                continue
+            content = {
+                "metric": event.metric.replace("_", " "),
+                "percent": event.percent,
+                "resets_on": f"{event.period_end:%Y-%m-%d}",
+                "link": plans_page,
+            }
+            letter = "usage_at_limit" if is_at_limit else "usage_near_limit"
+            await mail.insert_mail_to_user(conn, user_id=event.user_id, letter=letter, content=content)
+
+    return on_threshold_reached
 
 
 def _told(event: type[Event], many: ManyHandler, announcer: Announcer) -> Subscription:
@@ -107,7 +129,9 @@ def _erased(service: str) -> Handler:
 
 def subscriptions(announcer: Announcer, standings: StandingCache, *, frontend_url: str) -> Sequence[Subscription]:
     told = {event_type: _tell(event_type, announcer, standings) for event_type in _TOLD}
-    told[billing.PaymentFailed] = _tell_and_mail(told[billing.PaymentFailed], f"{frontend_url.rstrip('/')}/billing")
+    frontend = frontend_url.rstrip("/")
+    told[billing.PaymentFailed] = _tell_failed_payment(told[billing.PaymentFailed], f"{frontend}/billing")
+    told[metering.ThresholdReached] = _tell_threshold(told[metering.ThresholdReached], f"{frontend}/pricing")
     return (
         Subscription(event=billing.SubscriptionChanged, handler=on_subscription_changed),
         Subscription(event=billing.UserErasedByBilling, handler=_erased("billing")),
