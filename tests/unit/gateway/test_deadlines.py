@@ -73,9 +73,10 @@ async def test_what_fails_in_time_fails() -> None:
 
 
 async def test_who_stops_waiting_stops_the_work() -> None:
-    was_cancelled = asyncio.Event()
+    has_begun, was_cancelled = asyncio.Event(), asyncio.Event()
 
     async def work(_send: Send) -> None:
+        has_begun.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -83,8 +84,7 @@ async def test_who_stops_waiting_stops_the_work() -> None:
             raise
 
     waiting = asyncio.create_task(in_time(work, Listener().send, clear_up=lambda: None, within_s=5))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await has_begun.wait()
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
