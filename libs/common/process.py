@@ -6,6 +6,7 @@ A loop that dies takes the process with it, and the supervisor starts it afresh:
 import argparse
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import sys
@@ -99,9 +100,21 @@ async def _run(build: Build, settings: CommonSettings, mode: Mode) -> None:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, running.done.set)
+        _spare_the_collector()
         log.info("started", mode=mode, port=running.port)
         await running.done.wait()
         log.info("stopping")
+
+
+def _spare_the_collector() -> None:
+    """Look for cycles less often, and never among what lives as long as the process: routes, models, modules.
+
+    A request that makes a few ten thousand objects, such as a batch of events, would otherwise pay for walking through
+    all of them again and again: a third of its time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,6 +70,7 @@ from services.gateway.runs.streams import RunStreams
 from services.gateway.sessions import OwnSessions, Sessions, StandingCache, Standings
 from services.gateway.settings import Settings
 from services.gateway.sse import StreamSlots
+from services.gateway.straight import Straight
 from services.gateway.switches.state import Switches
 from services.gateway.upstreams import Name, Upstream, open_upstream
 
@@ -242,7 +243,7 @@ def _routes(settings: Settings, *, backbone: Backbone, live: _Live, checks: list
     ):
         app.include_router(routes.router())
     describe(app, auth=sign_in.app if isinstance(sign_in.app, FastAPI) else None)
-    return app
+    return Straight(app, upstreams=upstreams)
 
 
 async def _sign_in_by_project(stack: AsyncExitStack, settings: Settings, backbone: Backbone) -> _SignIn:

@@ -4,14 +4,15 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, cast
+from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
-import httpx
 import pytest
 
 from libs.common import database as db
 from libs.common import redis
+from libs.common.http_client import Answer, HttpClient, NoAnswer
 from libs.common.ids import new_id
 from services.gateway.domain import Identity
 from services.gateway.feed import LiveFeed
@@ -34,19 +35,23 @@ class FakeAgents:
         self.looks = 0
         self.is_away = False
 
-    def answer(self, request: httpx.Request) -> httpx.Response:
+    async def request(self, _method: str, path: str, *, content: bytes | None, **_how: Any) -> Answer:
         if self.is_away:
-            raise httpx.ConnectError("away", request=request)
-        if request.url.path == "/internal/admin/runs/heads":
+            raise NoAnswer
+        url = urlsplit(path)
+        if url.path == "/internal/admin/runs/heads":
             self.looks += 1
-            asked = [UUID(run_id) for run_id in json.loads(request.content)["run_ids"]]
-            return httpx.Response(200, json={"heads": {str(it): len(self.runs[it]) for it in asked}})
+            asked: list[str] = json.loads(content or b"")["run_ids"]
+            return _answered({"heads": {run_id: len(self.runs[UUID(run_id)]) for run_id in asked}})
         self.pages += 1
-        after = int(request.url.params["after"])
-        events = self.runs[UUID(request.url.path.split("/")[3])]
+        after = int(parse_qs(url.query)["after"][0])
+        events = self.runs[UUID(url.path.split("/")[3])]
         numbered = enumerate(events[after:], start=after + 1)
-        items: list[dict[str, Any]] = [{"seq": n, "type": it, "data": {}} for n, it in numbered]
-        return httpx.Response(200, json={"items": items, "is_terminal": False})
+        return _answered({"items": [{"seq": n, "type": it, "data": {}} for n, it in numbered], "is_terminal": False})
+
+
+def _answered(body: Any) -> Answer:
+    return Answer(status_code=200, headers={}, content=json.dumps(body).encode())
 
 
 @pytest.fixture
@@ -57,9 +62,7 @@ def fake() -> FakeAgents:
 @pytest.fixture
 async def streams(place: Place, fake: FakeAgents) -> AsyncGenerator[RunStreams, None]:
     async with AsyncExitStack() as stack:
-        transport = httpx.MockTransport(fake.answer)
-        client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://agents"))
-        agents = Upstream("agents", client=client, secret=SERVICE_TOKEN_SECRET)
+        agents = Upstream("agents", client=cast("HttpClient", fake), secret=SERVICE_TOKEN_SECRET)
         feed = LiveFeed(await stack.enter_async_context(redis.connect(place.redis_url, name="test")))
         stack.push_async_callback(feed.close)
         url = place.database.url("venture_gateway")
