@@ -2,8 +2,8 @@
 
 `make bench-events`. Each event is one transaction to its user: its id is claimed and its user's count goes up, or
 neither. Peers do this as their users write it, one transaction a message; raw aio-pika with five hundred messages in
-one transaction is the limit. Ours includes the outbox: events are rows before they are messages. The servers' own processor
-time counts for nobody. Rates are the database's, from the first counted event to the last.
+one transaction is the limit. Ours includes the outbox: events are rows before they are messages. The servers' own
+processor time counts for nobody. Rates are the database's, from the first counted event to the last.
 """
 
 import asyncio

@@ -175,8 +175,8 @@ async def compare(servers: Servers) -> Report:
     return Report(
         name="holds",
         title="Holds: reservations against a limit",
-        how=f"Over 1,000 users and for one, {AT_ONCE} asks under way at once, {SECONDS:.0f} s a round, commits to a disk "
-        f"with fsync; over HTTP {CONNECTIONS} connections to one process.",
+        how=f"Over 1,000 users and for one, {AT_ONCE} asks under way at once, {SECONDS:.0f} s a round, commits to a "
+        f"disk with fsync; over HTTP {CONNECTIONS} connections to one process.",
         columns=[PER_S, ONE_USER, P50, P99, CPU],
         results=results,
         targets=[
