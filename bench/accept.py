@@ -1,7 +1,8 @@
 """Runs accepted a second, durably, beside a proxy's made-up completions: `make bench-accept`.
 
 Ours: signed in, rate limited, the hold committed at metering, the event committed in the outbox, then the 202; the
-whole house runs, and works off what it accepts meanwhile. Theirs: LiteLLM's proxy with a mock answer, which stores nothing.
+whole house runs, and works off what it accepts meanwhile. Theirs: LiteLLM's proxy with a mock answer, which stores
+nothing.
 """
 
 import itertools

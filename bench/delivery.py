@@ -92,7 +92,8 @@ class Audience:
                 "type": "run.delta",
                 "data": {"text": "Talk to ten customers.", "at": time.perf_counter()},
             }
-            await self.publisher.publish(f"run:{run_id}", orjson.dumps(event))
+            message = orjson.dumps(event)
+            await self.publisher.publish(f"run:{run_id}", message)  # pyright: ignore[reportUnknownMemberType]
         took_s = time.perf_counter() - started
         await asyncio.sleep(1)
         after = spent(self.pid)
