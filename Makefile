@@ -9,10 +9,12 @@ UV = $(shell command -v uv || echo .local/tools/bin/uv)
 # Kills, cuts and floods take their time: they are asked for by name.
 T = tests --ignore=tests/faults
 WORKERS = 2
+MINUTES = 60
+SEED = 0
 BENCHES = gateway accept events ingest holds webhooks runs streams growth
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs env migrate release rollback doctor demo test smoke faults contracts check lint format types audit sbom clean bench $(BENCHES:%=bench-%)
+.PHONY: help up down status logs env migrate release rollback doctor demo test smoke faults soak contracts check lint format types audit sbom clean bench $(BENCHES:%=bench-%)
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
@@ -63,6 +65,9 @@ bench: $(BENCHES:%=bench-%) ## Measure beside the peers, half an hour; one: make
 # One at a time, on a machine that does nothing else. Peers come into .local/bench on first use.
 $(BENCHES:%=bench-%): bench-%: $(ENVIRONMENT_IS_CURRENT)
 	@$(PYTHON) -m bench $*
+
+soak: $(ENVIRONMENT_IS_CURRENT) ## Light load for an hour and a fault every 20 s: make soak MINUTES=10 SEED=7
+	@$(PYTHON) -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)
 
 contracts: $(ENVIRONMENT_IS_CURRENT) ## Write the contracts of events and API anew from the code; review what changed
 	@$(PYTHON) -m tests.contracts.snapshots --write

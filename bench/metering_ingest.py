@@ -1,8 +1,9 @@
 """How many usage events a second metering counts end to end: `python -m bench.metering_ingest [batches]`.
 
 Batches of a thousand CloudEvents of 500 users over HTTP, four at once, into the service in a process of its own; each
-answer comes after the commit that claimed the events' names, wrote the ledger and moved the counters. Every tenth batch
-is sent twice. The client makes its events beforehand and shares the machine, as do PostgreSQL and the service.
+answer comes after the commit that claimed the events' names, wrote the ledger and moved the counters, and has reached
+the disk. Every tenth batch is sent twice. Users have plans, and use so much that thresholds are told. The client makes
+its events beforehand and shares the machine, as do PostgreSQL and the service.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import os
 import random
 import sys
 import time
+from datetime import datetime, timedelta
 from typing import Final
 
 import httpx
@@ -27,7 +29,7 @@ USERS: Final = 500
 AT_ONCE: Final = 4
 
 
-def a_batch(chance: random.Random, users: list[str]) -> bytes:
+def a_batch(chance: random.Random, users: list[str], now: datetime) -> bytes:
     return orjson.dumps(
         [
             {
@@ -35,6 +37,7 @@ def a_batch(chance: random.Random, users: list[str]) -> bytes:
                 "id": new_id().hex,
                 "source": "/bench",
                 "type": "usage",
+                "time": (now - timedelta(seconds=chance.uniform(0, 600))).isoformat(),
                 "data": {
                     "user_id": chance.choice(users),
                     "metric": "tokens",
@@ -62,11 +65,18 @@ async def send(client: httpx.AsyncClient, waiting: list[bytes], answers: list[di
 async def measure(servers: Servers, batches: int) -> None:
     chance = random.Random(1)  # noqa: S311 - the same events every time
     users = [str(new_id()) for _ in range(USERS)]
-    waiting = [a_batch(chance, users) for _ in range(batches)]
-    again = waiting[::10]
     async with new_database(servers) as database, service_process(servers, database) as (url, pid):
+        now = await database.fetchval("SELECT now()")
+        waiting = [a_batch(chance, users, now) for _ in range(batches)]
+        again = waiting[::10]
+        await database.execute(
+            "INSERT INTO metering.entitlements (user_id, version, tier, status) "
+            "SELECT id, 1, (ARRAY['free', 'pro'])[1 + n % 2], 'active' "
+            "FROM unnest($1::text[]) WITH ORDINALITY AS u(id, n)",
+            users,
+        )
         async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-            await asyncio.gather(*(send(client, [a_batch(chance, users)], []) for _ in range(AT_ONCE)))
+            await asyncio.gather(*(send(client, [a_batch(chance, users, now)], []) for _ in range(AT_ONCE)))
             answers: list[dict[str, int]] = []
             todo = waiting + again
             backends = await database_pids(database)
@@ -91,7 +101,7 @@ async def measure(servers: Servers, batches: int) -> None:
 
 def main() -> None:
     batches = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    with start_servers(workers=1) as servers:
+    with start_servers(workers=1, fast=False) as servers:
         for _ in range(3):
             asyncio.run(measure(servers, batches))
 

@@ -74,6 +74,10 @@ class _Connection(asyncio.Protocol):
             self._fail(error)
             self.close()
 
+    def on_message_begin(self) -> None:
+        if self._answer is None:  # a second answer to one question: it must not become part of the next one's
+            raise ValueError("an answer that nobody asked for")
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
@@ -89,7 +93,6 @@ class _Connection(asyncio.Protocol):
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(Answer(status_code=status, headers=self._headers, content=b"".join(self._body)))
         self._answer = None
-        self._begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
@@ -100,6 +103,7 @@ class _Connection(asyncio.Protocol):
         if self._transport is None or not self.is_open:
             raise NoAnswer("the connection was closed")
         loop = asyncio.get_running_loop()
+        self._begin()
         answer = self._answer = loop.create_future()
         # One timer: asyncio.timeout costs five times as much, which is a twentieth of a whole read at the gateway.
         timer = loop.call_at(deadline, self._give_up)
@@ -166,6 +170,11 @@ class HttpClient:
             if connection is not None:  # given up in the middle: what still comes must not meet the next request
                 connection.close()
             self._give_place()
+
+    @property
+    def idle(self) -> int:
+        """How many connections are open and not at work."""
+        return sum(connection.is_open for connection in self._idle)
 
     def close(self) -> None:
         while self._idle:

@@ -13,6 +13,7 @@ from libs.common.http_client import Answer
 from services.gateway.domain import Identity, SignInRequired
 from services.gateway.exports.operations import record_use
 from services.gateway.idempotency.state import Answers, Made
+from services.gateway.metered import METERED
 from services.gateway.quotas import Quotas
 from services.gateway.sessions import CurrentIdentity, require_live_session
 from services.gateway.upstreams import Name, Upstream, pass_back
@@ -35,6 +36,7 @@ class Passed:
 
 PASSED: Final = (
     Passed(method="GET", path="/v1/usage", to="metering", internal="/internal/usage"),
+    Passed(method="GET", path="/v1/usage/holds", to="metering", internal="/internal/usage/holds"),
     Passed(method="GET", path="/v1/usage/history", to="metering", internal="/internal/usage/history"),
     Passed(method="GET", path="/v1/entitlements", to="metering", internal="/internal/entitlements"),
     Passed(method="GET", path="/v1/limits/check", to="metering", internal="/internal/limits/check"),
@@ -170,7 +172,8 @@ class PassedRoutes:
     async def _use(self, passed: Passed, path: str, request: Request, identity: Identity, *, resource_id: UUID) -> Made:
         """Pass on under a hold, which becomes use with success and is given back with anything else."""
         amounts = {passed.uses: 1}
-        refusal = await self._quotas.hold(identity, resource_id, amounts)
+        features = METERED[f"{passed.method} {passed.path}"].features
+        refusal = await self._quotas.hold(identity, resource_id, amounts, features=features)
         if refusal is not None:
             return Made(response=refusal)
         try:

@@ -55,18 +55,20 @@ class Upstream:
         path: str,
         *,
         identity: Identity | None = None,
+        is_admin: bool = False,
         role: str | None = None,
         params: Sequence[tuple[str, str]] | None = None,
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
-        """Return the answer if it is 2xx, 3xx, 4xx or 503; anything else becomes UpstreamUnavailable."""
+        """Return the answer if it is 2xx, 3xx, 4xx or 503; anything else becomes UpstreamUnavailable.
+
+        `is_admin` is told only of whom the gateway has just let through as one.
+        """
         if not self._breaker.lets_through(time.monotonic()):
             raise UpstreamUnavailable(f"The {self.name} service does not answer.", retry_after_s=2)
-        user = identity.user_claims if identity is not None else None
-        if role is not None:
-            user = {"role": role}
+        user = _claims(identity, is_admin=is_admin, role=role)
         sent = {**(headers or {}), "authorization": f"Bearer {self._token(user)}"}
         traceparent = current_traceparent()
         if traceparent:
@@ -107,6 +109,15 @@ class Upstream:
         token = service_tokens.mint(self._secret, issuer="gateway", audience=self.name, user=user)
         self._tokens[key] = (now_s + TOKEN_KEPT_S, token)
         return token
+
+
+def _claims(identity: Identity | None, *, is_admin: bool, role: str | None) -> Mapping[str, Any] | None:
+    """Whom a call is made for; None when the gateway asks for itself."""
+    if role is not None:
+        return {"role": role}
+    if identity is None:
+        return None
+    return {**identity.user_claims, "is_admin": True} if is_admin else identity.user_claims
 
 
 def pass_back(response: Answer) -> Response:

@@ -19,7 +19,7 @@ from services.metering import domain, queries
 from services.metering.accounts import domain as account_rules
 from services.metering.accounts import queries as accounts
 from services.metering.accounts.domain import Account
-from services.metering.accounts.operations import thresholds_told
+from services.metering.accounts.operations import Standing, thresholds_told
 from services.metering.domain import (
     AccountDeleted,
     Amounts,
@@ -272,7 +272,8 @@ async def _follow_up(
         )
     settled = UsageSettled(user_id=UUID(hold.user_id), hold_id=hold.id, amounts=booked, period_start=hold.period.start)
     used = {metric: counters[metric] for metric in booked}
-    reached = await thresholds_told(conn, plans, account, user_id=hold.user_id, period=hold.period, used=used)
+    standing = Standing(user_id=hold.user_id, account=account, period=hold.period, used=used)
+    reached = await thresholds_told(conn, plans, [standing])
     await outbox.add(conn, settled, *reached)
 
 

@@ -1,12 +1,13 @@
 """A webhook endpoint as a first draft in FastAPI is: Stripe's own check of the signature, one row by SQLAlchemy."""
 
 import os
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 
 import stripe
 import uvicorn
 from fastapi import FastAPI, Header, HTTPException, Request
+from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -41,7 +42,7 @@ async def receive(request: Request, stripe_signature: Annotated[str, Header()]) 
             "id": event["id"],
             "type": event["type"],
             "payload": event.to_dict(),
-            "received_at": datetime.now(UTC).replace(tzinfo=None),
+            "received_at": func.now(),
         }
         await session.execute(insert(StripeEvent).values(row).on_conflict_do_nothing())
     return {"received": True}

@@ -1,17 +1,23 @@
 """The letters the product writes. Pure; what is in them is data, never markup."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Letter:
-    """One kind of mail: what it is about, what it asks for, and what its button says (if it has one)."""
+    """One kind of mail: what it is about, what it asks for, and what its button says (if it has one).
+
+    Subject and lead may name values of the content: `{metric}`.
+    """
 
     subject: str
     lead: str
     button: str = ""
+
+    def filled(self, content: Mapping[str, Any]) -> Self:
+        return replace(self, subject=self.subject.format_map(content), lead=self.lead.format_map(content))
 
 
 LETTERS: Final[Mapping[str, Letter]] = {
@@ -57,6 +63,17 @@ LETTERS: Final[Mapping[str, Letter]] = {
         subject="Your payment failed",
         lead="We could not collect the payment for your plan. Pay, or use another card, to keep it.",
         button="Pay now",
+    ),
+    "usage_near_limit": Letter(
+        subject="You have used {percent} % of your {metric}",
+        lead="You have used {percent} % of the {metric} that your plan includes until {resets_on}.",
+        button="See plans",
+    ),
+    "usage_at_limit": Letter(
+        subject="You have used all of your {metric}",
+        lead="You have used the {metric} that your plan includes. There will be more on {resets_on}, or with a "
+        "larger plan at once.",
+        button="See plans",
     ),
     "password_changed": Letter(
         subject="Your password was changed",

@@ -60,7 +60,7 @@ class MailSender:
 
     def compose(self, address: str, letter: str, content: dict[str, Any]) -> EmailMessage:
         """The letter as plain text and HTML."""
-        kind = LETTERS[letter]
+        kind = LETTERS[letter].filled(content)
         values = {"letter": kind, **{name: content.get(name, "") for name in ("code", "link", "portal")}}
         message = EmailMessage()
         message["From"], message["To"], message["Subject"] = self._from, address, kind.subject

@@ -36,6 +36,18 @@ async def insert_mail_to_user(conn: Connection, *, user_id: UUID, letter: str, c
     )
 
 
+async def wants_usage_mail(conn: Connection, user_id: UUID) -> bool:
+    """Whether the user did not decline mail about usage: `{"usage_mails": false}` in the account's own metadata."""
+    return await conn.fetchval(
+        """
+        SELECT EXISTS (
+            SELECT FROM auth.users WHERE id = $1 AND raw_user_meta_data -> 'usage_mails' IS DISTINCT FROM 'false'::jsonb
+        )
+        """,
+        user_id,
+    )
+
+
 async def lease_mail(conn: Connection) -> Record | None:
     """The next letter that is due, for us alone until the lease ends."""
     return await conn.fetchrow(

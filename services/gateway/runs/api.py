@@ -15,6 +15,7 @@ from services.gateway.domain import Identity
 from services.gateway.idempotency import operations as keys
 from services.gateway.idempotency import queries as key_queries
 from services.gateway.idempotency.operations import Claim
+from services.gateway.metered import METERED
 from services.gateway.quotas import Quotas
 from services.gateway.runs import operations, queries
 from services.gateway.runs.domain import RunInput, RunNotFound, not_started_yet, token_bound
@@ -59,7 +60,8 @@ class RunRoutes:
             return Response(claim.replay, claim.replay_status, media_type="application/json")
         try:
             amounts = {"runs": 1, "tokens": token_bound(body)}
-            refusal = await self._quotas.hold(identity, claim.resource_id, amounts)
+            features = METERED["POST /v1/runs"].features
+            refusal = await self._quotas.hold(identity, claim.resource_id, amounts, features=features)
         except Unavailable:
             await self._give_back(identity, idempotency_key)
             raise

@@ -38,8 +38,10 @@ def limits_of(plans: Plans, account: Account) -> Mapping[str, int]:
     An override is a whole number, or null for unlimited; what is neither is left out, so that a slip of an operator's
     hand leaves the plan's limit in force.
     """
-    limits = dict(plans.tier(account.tier).limits)
     overrides = account.features.get("limits")
+    if not overrides:
+        return plans.tier(account.tier).limits
+    limits = dict(plans.tier(account.tier).limits)
     for metric, limit in (cast("dict[str, Any]", overrides) if isinstance(overrides, dict) else {}).items():
         if limit is None:
             limits.pop(metric, None)
@@ -62,6 +64,8 @@ def missing_feature(plans: Plans, account: Account, wanted: Sequence[str]) -> st
 def thresholds_of(plans: Plans, account: Account) -> Sequence[int]:
     """Percentages of a limit to tell the user of: the tier's, and the user's own."""
     own = account.features.get("thresholds")
+    if not own:
+        return plans.tier(account.tier).thresholds
     custom = {
         percent
         for percent in (cast("list[Any]", own) if isinstance(own, list) else [])

@@ -1,6 +1,7 @@
 """Writes of accounts: entitlements as they change, thresholds as they are reached, erasure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
 from libs.common import outbox
@@ -10,6 +11,7 @@ from libs.common.events.metering import ThresholdReached, UserErasedByMetering
 from libs.common.plans import Plans
 from services.metering.accounts import domain, queries
 from services.metering.accounts.domain import Account
+from services.metering.accounts.queries import Threshold
 from services.metering.domain import Period
 
 
@@ -17,26 +19,38 @@ async def change_entitlements(conn: Connection, event: EntitlementsChanged) -> N
     await queries.upsert_entitlements(conn, event)
 
 
-async def thresholds_told(
-    conn: Connection, plans: Plans, account: Account, *, user_id: str, period: Period, used: Mapping[str, int]
-) -> list[ThresholdReached]:
-    """Mark what is reached and return what has not been told before in this period, for the caller's outbox."""
-    limits = domain.limits_of(plans, account)
-    percents = domain.thresholds_of(plans, account)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What a user has used of some metrics in a period."""
+
+    user_id: str
+    account: Account
+    period: Period
+    used: Mapping[str, int]
+
+
+async def thresholds_told(conn: Connection, plans: Plans, standings: Sequence[Standing]) -> list[ThresholdReached]:
+    """Mark what is reached and return what has not been told before in its period, for the caller's outbox."""
+    reached: dict[Threshold, tuple[Standing, int]] = {}
+    for one in standings:
+        limits = domain.limits_of(plans, one.account)
+        percents = domain.thresholds_of(plans, one.account)
+        for metric, used in one.used.items():
+            limit = limits.get(metric)
+            for percent in domain.thresholds_reached(used, limit, percents):
+                reached[one.user_id, metric, one.period.start, percent] = one, limit or 0
+    new = await queries.insert_thresholds(conn, list(reached)) if reached else set[Threshold]()
     return [
         ThresholdReached(
-            user_id=UUID(user_id),
-            metric=metric,
-            percent=percent,
-            used=amount,
-            limit=limits[metric],
-            period_end=period.end,
+            user_id=UUID(one.user_id),
+            metric=threshold[1],
+            percent=threshold[3],
+            used=one.used[threshold[1]],
+            limit=limit,
+            period_end=one.period.end,
         )
-        for metric, amount in used.items()
-        for percent in domain.thresholds_reached(amount, limits.get(metric), percents)
-        if await queries.insert_threshold(
-            conn, user_id=user_id, metric=metric, period_start=period.start, percent=percent
-        )
+        for threshold, (one, limit) in reached.items()
+        if threshold in new
     ]
 
 

@@ -9,19 +9,25 @@ from libs.common.plans import Plans
 from services.metering.accounts.domain import Account
 from services.metering.domain import Period
 
+Threshold = tuple[str, str, datetime, int]
+"""User, metric, start of the period, percent."""
+
 
 async def find_accounts(conn: Connection, plans: Plans, user_ids: Sequence[str]) -> dict[str, Account]:
     """Each user's account, with the period of now; one nobody spoke of yet has the free tier."""
     rows = await conn.fetch(
         """
         SELECT u.user_id, coalesce(e.tier, 'free') AS tier, coalesce(e.status, 'active') AS status,
-            coalesce(e.features, '{}') AS features, e.erased_as, p.period_start, p.period_end, now() AS read_at,
+            nullif(e.features, '{}') AS features, e.erased_as, now() AS read_at,
+            coalesce(own.period_start, metering.period_start(now())) AS period_start,
+            coalesce(own.period_end, metering.period_end(now())) AS period_end,
             EXISTS (SELECT FROM metering.grants AS g WHERE g.user_id = u.user_id) AS has_grants
         FROM unnest($1::text[]) AS u(user_id)
         LEFT JOIN metering.entitlements AS e ON e.user_id = u.user_id
-        CROSS JOIN LATERAL metering.period_at(
-            now(), CASE WHEN e.tier = ANY($2) THEN e.period_start END, e.period_end
-        ) AS p
+        LEFT JOIN LATERAL (
+            SELECT p.period_start, p.period_end
+            FROM metering.period_at(now(), e.period_start, e.period_end) AS p WHERE e.tier = ANY($2)
+        ) AS own ON true
         """,
         list(user_ids),
         plans.tiers_by_subscription,
@@ -65,22 +71,22 @@ async def erase_user(conn: Connection, user_id: str) -> None:
     await conn.execute("SELECT metering.erase_user($1)", user_id)
 
 
-async def insert_threshold(
-    conn: Connection, *, user_id: str, metric: str, period_start: datetime, percent: int
-) -> bool:
-    """Mark a threshold as told; False if it has been told before in this period."""
-    told = await conn.execute(
+async def insert_thresholds(conn: Connection, thresholds: Sequence[Threshold]) -> set[Threshold]:
+    """Mark thresholds as told; return those that had not been told before in their period."""
+    ordered = sorted(thresholds)
+    rows = await conn.fetch(
         """
-        INSERT INTO metering.thresholds (user_id, metric_type, period_start, percent) VALUES ($1, $2, $3, $4)
+        INSERT INTO metering.thresholds (user_id, metric_type, period_start, percent)
+        SELECT user_id, metric, period_start, percent
+        FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::integer[])
+            AS t(user_id, metric, period_start, percent)
         -- ON CONFLICT: of two settlements that cross it at once, one tells.
         ON CONFLICT (user_id, metric_type, period_start, percent) DO NOTHING
+        RETURNING user_id, metric_type, period_start, percent
         """,
-        user_id,
-        metric,
-        period_start,
-        percent,
+        *map(list, zip(*ordered, strict=True)),
     )
-    return told == 1
+    return {(row["user_id"], row["metric_type"], row["period_start"], row["percent"]) for row in rows}
 
 
 def account_of(row: Record) -> Account:
@@ -89,7 +95,7 @@ def account_of(row: Record) -> Account:
         read_at=row["read_at"],
         tier=row["tier"],
         status=row["status"],
-        features=row["features"],
+        features=row["features"] or {},
         erased_as=row["erased_as"],
         has_grants=row["has_grants"],
     )

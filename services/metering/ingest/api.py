@@ -11,8 +11,9 @@ from libs.common.http import CurrentCaller
 from libs.common.plans import Plans
 from libs.common.service_tokens import Caller
 from services.metering.ingest import domain
+from services.metering.ingest.desk import IngestDesk
 from services.metering.ingest.domain import Catalogue, MayNotReport, NotAnEvent, Refused, Reporter, UsageEvent
-from services.metering.ingest.operations import Receipt, count_events
+from services.metering.ingest.operations import ACCEPTED, DUPLICATE
 
 SINGLE: Final = "application/cloudevents+json"
 BATCH: Final = "application/cloudevents-batch+json"
@@ -22,8 +23,7 @@ NUL: Final = b"\\u0000"
 
 class IngestRoutes:
     def __init__(self, database: Database, plans: Plans) -> None:
-        self._database = database
-        self._plans = plans
+        self._desk = IngestDesk(database, plans)
         self._catalogue = Catalogue(plans)
 
     def router(self) -> APIRouter:
@@ -32,28 +32,30 @@ class IngestRoutes:
         return router
 
     async def count(self, request: Request, caller: CurrentCaller) -> dict[str, Any]:
-        """Count each event once for ever. The whole batch is one transaction: after an error all may be sent again."""
+        """Count each event once for ever. A batch is counted as a whole: after an error all of it may be sent again."""
         reporter = _reporter(caller)
         body = await request.body()
         raw = _events_of(request.headers.get("content-type", ""), body)
         refused: dict[int, str] = {}
         events: list[UsageEvent] = []
+        places: list[int] = []
         may_have_nul = NUL in body
         for index, one in enumerate(raw):
             try:
                 if may_have_nul:
                     _check_text(one)
-                events.append(domain.read_event(one, index, reporter, self._catalogue))
+                events.append(domain.read_event(one, reporter, self._catalogue))
+                places.append(index)
             except Refused as refusal:
                 refused[index] = refusal.reason
-        receipt = Receipt()
-        if events:
-            async with self._database.transaction() as conn:
-                receipt = await count_events(conn, self._plans, events)
-        refused |= receipt.rejected
+        verdicts = await self._desk.count(events)
+        accepted, duplicates = verdicts.count(ACCEPTED), verdicts.count(DUPLICATE)
+        if accepted + duplicates < len(events):
+            told = zip(places, verdicts, strict=True)
+            refused |= {place: verdict for place, verdict in told if verdict not in {ACCEPTED, DUPLICATE}}
         return {
-            "accepted": receipt.accepted,
-            "duplicates": receipt.duplicates,
+            "accepted": accepted,
+            "duplicates": duplicates,
             "rejected": [
                 {"index": index, "id": _id_of(raw[index]), "reason": refused[index]} for index in sorted(refused)
             ],

@@ -15,7 +15,7 @@ import orjson
 
 from libs.common.errors import Forbidden, Invalid
 from libs.common.plans import Ingest, Meter, Plans
-from services.metering.domain import MAX_AMOUNT
+from services.metering.domain import MAX_AMOUNT, Period
 from services.metering.ledger.domain import digest, event_key
 
 MAX_BATCH: Final = 1_000
@@ -60,7 +60,6 @@ class UsageEvent(NamedTuple):
     `at` is None if the sender did not say when; it is now, then.
     """
 
-    place: int
     key: bytes
     digest: bytes
     source: str
@@ -69,18 +68,23 @@ class UsageEvent(NamedTuple):
     metric: str
     at: datetime | None
     cost_micro_usd: int
-    properties: bytes
+    properties: str
     """JSON: what is written down of the event beside its own columns."""
     readings: Sequence["Reading"]
 
 
 class Reading(NamedTuple):
-    """What one meter reads off one event; for a meter of different values `value` is the value's name."""
+    """What one meter reads off one event; `seen` is the value's name for a meter of different values."""
 
     meter: str
     aggregation: str
     value: int
     seen: bytes | None = None
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether its effect is its value, whatever was counted before."""
+        return self.aggregation in {"sum", "count"}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,12 +108,14 @@ class Catalogue:
         feeds = self._feeds.get(metric)
         if feeds is None:
             raise Refused("unknown_metric")
-        return [
-            reading
-            for name, meter in feeds
-            if not meter.filter or all(data.get(key) in allowed for key, allowed in meter.filter.items())
-            if (reading := _read_meter(name, meter, data)) is not None
-        ]
+        readings: list[Reading] = []
+        for name, meter in feeds:
+            if meter.filter and not all(data.get(key) in allowed for key, allowed in meter.filter.items()):
+                continue
+            reading = _read_meter(name, meter, data)
+            if reading is not None:
+                readings.append(reading)
+        return readings
 
 
 def _read_meter(name: str, meter: Meter, data: Mapping[str, Any]) -> Reading | None:
@@ -123,7 +129,7 @@ def _read_meter(name: str, meter: Meter, data: Mapping[str, Any]) -> Reading | N
     return Reading(name, meter.aggregation, value)
 
 
-def read_event(raw: Any, index: int, reporter: Reporter, catalogue: Catalogue) -> UsageEvent:
+def read_event(raw: Any, reporter: Reporter, catalogue: Catalogue) -> UsageEvent:
     """Raises Refused."""
     if not isinstance(raw, dict):
         raise Refused("not_an_object")
@@ -148,17 +154,16 @@ def read_event(raw: Any, index: int, reporter: Reporter, catalogue: Catalogue) -
         raise Refused("properties_too_long")
     name = reporter.name(source)
     return UsageEvent(
-        place=index,
-        key=event_key(name, event_id),
-        digest=digest({"data": facts, "time": event.get("time")}),
-        source=name,
-        event_id=event_id,
-        user_id=_user_of(facts.get("user_id"), reporter),
-        metric=metric,
-        at=_time_of(event.get("time")),
-        cost_micro_usd=_cost_of(facts.get("cost_micro_usd", 0)),
-        properties=properties,
-        readings=catalogue.readings(metric, facts),
+        event_key(name, event_id),
+        digest({"data": facts, "time": event.get("time")}),
+        name,
+        event_id,
+        _user_of(facts.get("user_id"), reporter),
+        metric,
+        _time_of(event.get("time")),
+        _cost_of(facts.get("cost_micro_usd", 0)),
+        properties.decode(),
+        catalogue.readings(metric, facts),
     )
 
 
@@ -210,11 +215,11 @@ class Window:
         return "too_old" if at < self.earliest else None
 
 
-def month_of(at: datetime) -> tuple[datetime, datetime]:
+def month_of(at: datetime) -> Period:
     """The calendar month in UTC, as `metering.period_at` has it without an anchor."""
     here = at.astimezone(UTC)
     start = datetime(here.year, here.month, 1, tzinfo=UTC)
-    return start, datetime(here.year + here.month // 12, here.month % 12 + 1, 1, tzinfo=UTC)
+    return Period(start=start, end=datetime(here.year + here.month // 12, here.month % 12 + 1, 1, tzinfo=UTC))
 
 
 def effect(gauge: Gauge, reading: Reading, *, at: datetime, event_id: str, is_new_value: bool) -> int:

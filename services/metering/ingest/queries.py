@@ -8,27 +8,33 @@ from typing import NamedTuple
 from libs.common.database import Connection
 from services.metering.domain import Period
 from services.metering.ingest.domain import Gauge, UsageEvent
-from services.metering.queries import Counter, make_counters
+from services.metering.queries import Counter
 
 
 class Entry(NamedTuple):
-    """One booking: what one event did to one meter. `user_id` is the pseudonym of a deleted account, or the user."""
+    """One booking: what one event did to one meter; its fields are the columns of `insert_entries`.
 
-    event: UsageEvent
+    `user_id` is the pseudonym of a deleted account, or the user. `at` is None for now.
+    """
+
+    source: str
+    event_id: str
     user_id: str
     meter: str
     amount: int
     value: int | None
     period_start: datetime
-    at: datetime
+    at: datetime | None
     cost_micro_usd: int
+    properties: str
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Change:
-    """What a batch does to one counter."""
+    """What a batch does to one counter. `at` is when the last of its events happened."""
 
     period_end: datetime
+    at: datetime
     amount: int = 0
     latest: tuple[datetime, str] | None = None
 
@@ -67,22 +73,24 @@ async def find_periods(conn: Connection, wanted: Sequence[tuple[str, datetime]])
 
 
 async def lock_gauges(conn: Connection, counters: Mapping[Counter, datetime]) -> dict[Counter, Gauge]:
-    """Make the counters that are not there yet (with the ends of their periods), lock them, and return their state."""
-    await make_counters(conn, counters)
+    """Lock these counters (given with the ends of their periods), make those that are missing, return their state."""
     keys = sorted(counters)
     rows = await conn.fetch(
         """
-        SELECT c.user_id, c.metric_type, c.period_start, c.metric_value, c.latest_at, c.latest_id
-        FROM usage_metrics AS c
-        JOIN unnest($1::text[], $2::text[], $3::timestamptz[]) AS k(user_id, metric, period_start)
-            ON (c.user_id, c.metric_type, c.period_start) = (k.user_id, k.metric, k.period_start)
-        ORDER BY c.user_id, c.metric_type, c.period_start
-        -- FOR UPDATE: what is worked out from the counter stays true until it is written.
-        FOR UPDATE OF c
+        INSERT INTO usage_metrics AS u (user_id, metric_type, period_start, period_end)
+        SELECT user_id, metric, period_start, period_end
+        FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[])
+            AS c(user_id, metric, period_start, period_end)
+        ORDER BY user_id, metric, period_start
+        -- ON CONFLICT DO UPDATE locks what is there and makes what is not in one step, so that nobody deletes a counter
+        -- in between; what is worked out from it stays true until it is written.
+        ON CONFLICT (user_id, metric_type, period_start) DO UPDATE SET updated_at = now()
+        RETURNING u.user_id, u.metric_type, u.period_start, u.metric_value, u.latest_at, u.latest_id
         """,
         [key[0] for key in keys],
         [key[1] for key in keys],
         [key[2] for key in keys],
+        [counters[key] for key in keys],
     )
     return {
         (row["user_id"], row["metric_type"], row["period_start"]): Gauge(
@@ -119,47 +127,29 @@ async def insert_entries(conn: Connection, entries: Sequence[Entry]) -> None:
         """
         INSERT INTO metering.usage_ledger (source, event_id, user_id, metric_type, amount, value, kind, period_start,
             occurred_at, cost_micro_usd, attributes)
-        SELECT source, event_id, user_id, metric, amount, value, 'usage', period_start, at, cost, attributes::jsonb
+        SELECT source, event_id, user_id, metric, amount, value, 'usage', period_start, coalesce(at, now()), cost,
+            attributes::jsonb
         FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::timestamptz[],
             $8::timestamptz[], $9::bigint[], $10::text[])
             AS e(source, event_id, user_id, metric, amount, value, period_start, at, cost, attributes)
         """,
-        [entry.event.source for entry in entries],
-        [entry.event.event_id for entry in entries],
-        [entry.user_id for entry in entries],
-        [entry.meter for entry in entries],
-        [entry.amount for entry in entries],
-        [entry.value for entry in entries],
-        [entry.period_start for entry in entries],
-        [entry.at for entry in entries],
-        [entry.cost_micro_usd for entry in entries],
-        [entry.event.properties.decode() for entry in entries],
+        *map(list, zip(*entries, strict=True)),
     )
 
 
 async def add_to_counters(conn: Connection, changes: Mapping[Counter, Change]) -> dict[Counter, int]:
-    """Apply a batch to its counters; return what is used now."""
+    """Add amounts that are not negative to counters that may not be there; return what is used now."""
     keys = sorted(changes)
     rows = await conn.fetch(
         """
-        WITH change AS (
-            SELECT user_id, metric, period_start, period_end, amount, latest_at, latest_id
-            FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::bigint[], $6::timestamptz[],
-                $7::text[]) AS c(user_id, metric, period_start, period_end, amount, latest_at, latest_id)
-        )
-        INSERT INTO usage_metrics AS u
-            (user_id, metric_type, period_start, period_end, metric_value, latest_at, latest_id)
-        SELECT user_id, metric, period_start, period_end, greatest(amount, 0), latest_at, latest_id FROM change
+        INSERT INTO usage_metrics AS u (user_id, metric_type, period_start, period_end, metric_value)
+        SELECT user_id, metric, period_start, period_end, amount
+        FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::bigint[])
+            AS c(user_id, metric, period_start, period_end, amount)
         ORDER BY user_id, metric, period_start
         -- ON CONFLICT: the counter may be made or deleted by somebody else at this moment; no change is lost by that.
         ON CONFLICT (user_id, metric_type, period_start) DO UPDATE
-        SET metric_value = u.metric_value + (
-                SELECT c.amount FROM change AS c WHERE (c.user_id, c.metric, c.period_start)
-                    = (EXCLUDED.user_id, EXCLUDED.metric_type, EXCLUDED.period_start)
-            ),
-            latest_at = coalesce(EXCLUDED.latest_at, u.latest_at),
-            latest_id = coalesce(EXCLUDED.latest_id, u.latest_id),
-            updated_at = now()
+        SET metric_value = u.metric_value + EXCLUDED.metric_value, updated_at = now()
         RETURNING u.user_id, u.metric_type, u.period_start, u.metric_value
         """,
         [key[0] for key in keys],
@@ -167,7 +157,29 @@ async def add_to_counters(conn: Connection, changes: Mapping[Counter, Change]) -
         [key[2] for key in keys],
         [changes[key].period_end for key in keys],
         [changes[key].amount for key in keys],
-        [None if (latest := changes[key].latest) is None else latest[0] for key in keys],
-        [None if (latest := changes[key].latest) is None else latest[1] for key in keys],
+    )
+    return {(row["user_id"], row["metric_type"], row["period_start"]): row["metric_value"] for row in rows}
+
+
+async def move_counters(conn: Connection, changes: Mapping[Counter, Change]) -> dict[Counter, int]:
+    """Apply changes of either sign to counters that `lock_gauges` has locked; return what is used now."""
+    keys = sorted(changes)
+    latest = [changes[key].latest or (None, None) for key in keys]
+    rows = await conn.fetch(
+        """
+        UPDATE usage_metrics AS u
+        SET metric_value = u.metric_value + c.amount, latest_at = coalesce(c.latest_at, u.latest_at),
+            latest_id = coalesce(c.latest_id, u.latest_id), updated_at = now()
+        FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::timestamptz[], $6::text[])
+            AS c(user_id, metric, period_start, amount, latest_at, latest_id)
+        WHERE (u.user_id, u.metric_type, u.period_start) = (c.user_id, c.metric, c.period_start)
+        RETURNING u.user_id, u.metric_type, u.period_start, u.metric_value
+        """,
+        [key[0] for key in keys],
+        [key[1] for key in keys],
+        [key[2] for key in keys],
+        [changes[key].amount for key in keys],
+        [at for at, _ in latest],
+        [event_id for _, event_id in latest],
     )
     return {(row["user_id"], row["metric_type"], row["period_start"]): row["metric_value"] for row in rows}

@@ -40,6 +40,7 @@ class ReportRoutes:
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/internal")
         router.add_api_route("/usage", self.get_usage, methods=["GET"])
+        router.add_api_route("/usage/holds", self.list_holds, methods=["GET"])
         router.add_api_route("/usage/history", self.get_history, methods=["GET"])
         router.add_api_route("/limits/check", self.check_limit, methods=["GET"])
         router.add_api_route("/entitlements", self.get_entitlements, methods=["GET"])
@@ -66,6 +67,24 @@ class ReportRoutes:
                 for metric, (usage, limit) in standing.metrics.items()
             },
             "cost_micro_usd": cost,
+        }
+
+    async def list_holds(self, caller: CurrentCaller) -> dict[str, Any]:
+        """What is set aside at this moment, and for which run: why less remains than was not used."""
+        user_id = str(caller.require_user())
+        async with self._database.transaction() as conn:
+            holds = await reports.find_open_holds(conn, user_id=user_id)
+        return {
+            "items": [
+                {
+                    "run_id": str(row["id"]),
+                    "amounts": row["amounts"],
+                    "is_confirmed": row["is_confirmed"],
+                    "created_at": iso_millis(row["created_at"]),
+                    "expires_at": iso_millis(row["expires_at"]),
+                }
+                for row in holds
+            ]
         }
 
     async def check_limit(

@@ -8,6 +8,16 @@ from libs.common.database import Connection, Record
 from services.metering.reports.domain import Grain, Slice
 
 
+async def find_open_holds(conn: Connection, *, user_id: str) -> list[Record]:
+    return await conn.fetch(
+        """
+        SELECT id, amounts, confirmed_at IS NOT NULL AS is_confirmed, created_at, expires_at
+        FROM metering.holds WHERE user_id = $1 AND state = 'held' ORDER BY created_at, id
+        """,
+        user_id,
+    )
+
+
 async def find_slices(
     conn: Connection, *, user_id: str, metrics: Sequence[str], grain: Grain, group_by: str | None,
     since: datetime, until: datetime,

@@ -14,8 +14,9 @@ from libs.common.events.metering import ThresholdReached
 from libs.common.ids import new_id
 from services.metering import consumers
 from services.metering.ingest import domain
-from services.metering.ingest.domain import Catalogue, Reporter
-from services.metering.ingest.operations import Receipt, count_events
+from services.metering.ingest.desk import IngestDesk
+from services.metering.ingest.domain import Catalogue, Reporter, UsageEvent
+from services.metering.ingest.operations import ACCEPTED, DUPLICATE, count_events
 from tests.harness.database import TestDatabase
 from tests.harness.services import Place
 from tests.integration.metering.accounts import PLANS, counters, events, has_no_drift, metering_of
@@ -38,9 +39,9 @@ def iso(at: datetime) -> str:
     return at.isoformat()
 
 
-async def count(test_database: TestDatabase, raw: Sequence[dict[str, Any]]) -> Receipt:
+async def count(test_database: TestDatabase, raw: Sequence[dict[str, Any]]) -> list[str]:
     catalogue, reporter = Catalogue(PLANS), Reporter(user_id=None)
-    read = [domain.read_event(one, index, reporter, catalogue) for index, one in enumerate(raw)]
+    read = [domain.read_event(one, reporter, catalogue) for one in raw]
     async with metering_of(test_database) as database, database.transaction() as conn:
         return await count_events(conn, PLANS, read)
 
@@ -120,9 +121,8 @@ async def test_more_than_a_thousand_or_another_kind_of_body_is_refused(door: Doo
 async def test_fifty_duplicates_at_once_are_one_row(test_database: TestDatabase) -> None:
     user_id = new_id()
     event = an_event(user_id, "tokens", value=7)
-    receipts = await asyncio.gather(*(count(test_database, [event]) for _ in range(50)))
-    assert sum(receipt.accepted for receipt in receipts) == 1
-    assert sum(receipt.duplicates for receipt in receipts) == 49
+    verdicts = await asyncio.gather(*(count(test_database, [event]) for _ in range(50)))
+    assert sorted(verdicts) == [[ACCEPTED]] + [[DUPLICATE]] * 49
     assert await test_database.fetchval("SELECT count(*) FROM metering.usage_ledger") == 1
     assert await counters(test_database, user_id) == {"tokens": (7, 0)}
 
@@ -131,11 +131,11 @@ async def test_a_duplicate_33_days_later_is_a_duplicate(test_database: TestDatab
     user_id = new_id()
     at = await test_database.fetchval("SELECT now() - interval '33 days'")
     event = an_event(user_id, "tokens", value=7, time=iso(at))
-    assert (await count(test_database, [event])).accepted == 1
+    assert await count(test_database, [event]) == [ACCEPTED]
     # What was booked was booked 33 days ago.
     await test_database.execute("ALTER TABLE metering.booked_events DISABLE TRIGGER USER")
     await test_database.execute("UPDATE metering.booked_events SET booked_at = booked_at - interval '33 days'")
-    assert (await count(test_database, [event])).duplicates == 1
+    assert await count(test_database, [event]) == [DUPLICATE]
     assert await test_database.fetchval("SELECT count(*) FROM metering.usage_ledger") == 1
 
 
@@ -191,6 +191,44 @@ async def test_any_order_and_any_cut_into_batches_comes_to_the_same(test_databas
     assert await has_no_drift(test_database)
 
 
+async def test_batches_that_share_a_commit_get_verdicts_of_their_own(place: Place, user_id: UUID) -> None:
+    catalogue, reporter = Catalogue(PLANS), Reporter(user_id=None)
+
+    def read(*sent: dict[str, Any]) -> list[UsageEvent]:
+        return [domain.read_event(one, reporter, catalogue) for one in sent]
+
+    known, contradiction = an_event(user_id, id="e1"), an_event(user_id, id="e1", project="other")
+    too_late = an_event(user_id, time="2020-01-01T00:00:00Z")
+    async with metering_of(place.database) as database:
+        desk = IngestDesk(database, PLANS)
+        verdicts = await asyncio.gather(
+            desk.count(read(known)),  # under way when the others come, which then share a commit
+            desk.count(read(known, an_event(user_id))),
+            desk.count(read(contradiction, too_late)),
+            desk.count(read(an_event(user_id), an_event(user_id))),
+        )
+    assert verdicts == [
+        [ACCEPTED],
+        [DUPLICATE, ACCEPTED],
+        ["conflicts_with_an_earlier_event", "too_old"],
+        [ACCEPTED, ACCEPTED],
+    ]
+    assert await counters(place.database, user_id) == {"api_calls": (4, 0)}
+
+
+async def test_a_batch_that_cannot_be_counted_takes_no_other_with_it(place: Place, user_id: UUID) -> None:
+    fine = domain.read_event(an_event(user_id), Reporter(user_id=None), Catalogue(PLANS))
+    broken = fine._replace(key=new_id().bytes, properties="no json")
+    async with metering_of(place.database) as database:
+        desk = IngestDesk(database, PLANS)
+        first, bad, good = await asyncio.gather(
+            desk.count([fine]), desk.count([broken]), desk.count([fine]), return_exceptions=True
+        )
+    assert (first, good) == ([ACCEPTED], [DUPLICATE])
+    assert isinstance(bad, Exception)
+    assert await counters(place.database, user_id) == {"api_calls": (1, 0)}
+
+
 async def test_maxima_of_batches_at_once_do_not_add_up(test_database: TestDatabase) -> None:
     user_id = new_id()
     batches = [[an_event(user_id, "storage_bytes", value=value)] for value in range(100, 120)]
@@ -207,8 +245,8 @@ async def test_crossing_batches_do_not_deadlock(test_database: TestDatabase) -> 
     def shuffled() -> list[dict[str, Any]]:
         return chance.sample(template, len(template))
 
-    receipts = await asyncio.gather(*(count(test_database, shuffled()) for _ in range(12)))
-    assert sum(receipt.accepted for receipt in receipts) == 10
+    verdicts = await asyncio.gather(*(count(test_database, shuffled()) for _ in range(12)))
+    assert sum(batch.count(ACCEPTED) for batch in verdicts) == 10
 
 
 async def test_thresholds_are_told_of_reported_usage_too(test_database: TestDatabase) -> None:
@@ -224,7 +262,7 @@ async def test_a_deleted_account_is_counted_under_its_pseudonym_alone(test_datab
     user_id = new_id()
     async with metering_of(test_database) as database, database.transaction() as conn:
         await consumers.on_user_deleted(UserDeleted(user_id=user_id), conn)
-    assert (await count(test_database, [an_event(user_id, "storage_bytes", value=5)])).accepted == 1
+    assert await count(test_database, [an_event(user_id, "storage_bytes", value=5)]) == [ACCEPTED]
     assert await counters(test_database, user_id) == {}
     owners = await test_database.fetch("SELECT user_id FROM metering.usage_ledger")
     assert [row["user_id"].startswith("erased:") for row in owners] == [True]

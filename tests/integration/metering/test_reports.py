@@ -116,3 +116,39 @@ async def test_entitlements_tell_limits_and_features_with_the_users_own(
         await door.as_user(user_id, "POST", "/internal/holds", status=status, json=body)
     checked = await door.as_user(user_id, "GET", "/internal/limits/check?metric=runs&amount=7")
     assert checked == {"allowed": False, "current": 1, "limit": 7, "remaining": 6}
+
+
+async def test_history_of_a_maximum_is_the_peak_and_of_a_latest_value_the_last_of_each_step(
+    door: Door, place: Place, user_id: UUID
+) -> None:
+    now: datetime = await place.database.fetchval("SELECT date_trunc('hour', now())")
+    told = [(2, 5, 30), (2, 40, 10), (1, 10, 20), (1, 50, 25), (1, 30, 90)]  # hours ago, minute, value
+    sent = [
+        {
+            "specversion": "1.0",
+            "id": f"{metric}-{number}",
+            "source": "/robot",
+            "type": "usage",
+            "time": (now - timedelta(hours=hours) + timedelta(minutes=minute)).isoformat(),
+            "data": {"user_id": str(user_id), "metric": metric, "value": value},
+        }
+        for metric in ("storage_bytes", "seats")
+        for number, (hours, minute, value) in enumerate(told)
+    ]
+    assert (await door.report(*reversed(sent)))["accepted"] == 10
+    since = (now - timedelta(hours=3)).isoformat()
+    for metric, expected in (("storage_bytes", [0, 30, 90]), ("seats", [0, 10, 25])):
+        params = {"granularity": "hour", "metric": metric, "from": since, "to": now.isoformat()}
+        answer = await door.as_user(user_id, "GET", "/internal/usage/history", params=params)
+        assert [point["used"] for point in answer["series"][0]["points"]] == expected, metric
+
+
+async def test_users_see_what_is_held_for_which_run(door: Door, user_id: UUID) -> None:
+    run_id = str(new_id())
+    body = {"hold_id": run_id, "amounts": {"runs": 1, "tokens": 100}}
+    await door.as_user(user_id, "POST", "/internal/holds", status=201, json=body)
+    (mine,) = (await door.as_user(user_id, "GET", "/internal/usage/holds"))["items"]
+    assert (mine["run_id"], mine["amounts"], mine["is_confirmed"]) == (run_id, body["amounts"], False)
+    assert (await door.as_user(new_id(), "GET", "/internal/usage/holds"))["items"] == []
+    await door.as_user(user_id, "DELETE", f"/internal/holds/{run_id}", status=204)
+    assert (await door.as_user(user_id, "GET", "/internal/usage/holds"))["items"] == []
