@@ -14,11 +14,11 @@ import orjson
 import prometheus_client
 import structlog
 from opentelemetry import trace
-from opentelemetry.context import attach, detach
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -26,6 +26,7 @@ from libs.common.clock import iso_micros, system_clock
 from libs.common.errors import VentureError
 
 _propagator: Final = TraceContextTextMapPropagator()
+_ids: Final = RandomIdGenerator()
 # Looked up once: it stands for the provider's own as soon as there is one.
 _tracer: Final = trace.get_tracer("venture")
 
@@ -230,26 +231,41 @@ def _request_writer(handler: "logging.StreamHandler[Any]", *, service: str) -> C
     return write
 
 
+class _NamingTracer(trace.NoOpTracer):
+    """Spans that have ids and record nothing. The SDK's own take a tenth of a read at the gateway to do the same."""
+
+    def start_span(self, name: str, context: Context | None = None, *_: Any, **__: Any) -> Span:
+        del name
+        parent = trace.get_current_span(context).get_span_context()
+        trace_id = parent.trace_id if parent.is_valid else _ids.generate_trace_id()
+        return trace.NonRecordingSpan(trace.SpanContext(trace_id, _ids.generate_span_id(), is_remote=False))
+
+
+class _NamingProvider(trace.NoOpTracerProvider):
+    def get_tracer(self, *_: Any, **__: Any) -> trace.Tracer:
+        return _NamingTracer()
+
+
 def configure_tracing(*, service: str, version: str, environment: str, otlp_endpoint: str | None) -> None:
     """Install the process's tracer provider.
 
-    Without an endpoint spans record nothing, which saves 0.03 ms of each request; every line of log, and every service
-    and message behind it, still gets its trace id.
+    Without an endpoint nothing is recorded; every line of log, and every service and message behind it, still gets its
+    trace id.
     """
+    if not otlp_endpoint:
+        trace.set_tracer_provider(_NamingProvider())
+        return
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415 - 12 MB only some need
+        OTLPSpanExporter,
+    )
+
     provider = TracerProvider(
-        sampler=DEFAULT_ON if otlp_endpoint else ALWAYS_OFF,
         resource=Resource.create(
             {"service.name": service, "service.version": version, "deployment.environment.name": environment}
-        ),
+        )
     )
-    if otlp_endpoint:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415 - 12 MB only some need
-            OTLPSpanExporter,
-        )
-
-        provider.add_span_processor(
-            BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{otlp_endpoint.rstrip('/')}/v1/traces"))
-        )
+    exporter = OTLPSpanExporter(endpoint=f"{otlp_endpoint.rstrip('/')}/v1/traces")
+    provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
 
 
