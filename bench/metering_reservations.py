@@ -11,7 +11,7 @@ import random
 import statistics
 import sys
 import time
-from typing import Final, NamedTuple
+from typing import Final
 from uuid import UUID
 
 import httpx
@@ -77,20 +77,11 @@ async def grow(database: TestDatabase, rows: int, users: int) -> None:
     await database.execute("CHECKPOINT")
 
 
-class Ask(NamedTuple):
-    body: bytes
-    headers: dict[str, str]
-
-
-def an_ask(user: int) -> Ask:
-    body = {"hold_id": str(new_id()), "amounts": {"runs": 1, "tokens": 100}}
+async def ask(client: httpx.AsyncClient, user: int, took_ms: list[float]) -> None:
     headers = {**service_headers("metering", user_id=UUID(int=user)), "Content-Type": "application/json"}
-    return Ask(orjson.dumps(body), headers)
-
-
-async def send(client: httpx.AsyncClient, ask: Ask, took_ms: list[float]) -> None:
+    body = orjson.dumps({"hold_id": str(new_id()), "amounts": {"runs": 1, "tokens": 100}})
     started = time.perf_counter()
-    answer = await client.post("/internal/holds", content=ask.body, headers=ask.headers)
+    answer = await client.post("/internal/holds", content=body, headers=headers)
     took_ms.append((time.perf_counter() - started) * 1000)
     answer.raise_for_status()
 
@@ -101,16 +92,16 @@ async def measure(database: TestDatabase, servers: Servers, users: int, label: s
         service_process(servers, database) as (url, pid),
         httpx.AsyncClient(base_url=url, timeout=30, limits=httpx.Limits(max_connections=64)) as client,
     ):
-        await asyncio.gather(*(send(client, an_ask(chance.randint(1, users)), []) for _ in range(200)))
-        asks = [an_ask(chance.randint(1, users)) for _ in range(PER_S * SECONDS)]
+        await asyncio.gather(*(ask(client, chance.randint(1, users), []) for _ in range(200)))
+        asks = [chance.randint(1, users) for _ in range(PER_S * SECONDS)]
         took_ms: list[float] = []
         backends = await database_pids(database)
         used_s = cpu_s([pid]), cpu_s(backends)
         started = time.perf_counter()
         async with asyncio.TaskGroup() as group:
-            for number, ask in enumerate(asks):
+            for number, user in enumerate(asks):
                 await asyncio.sleep(max(0, started + number / PER_S - time.perf_counter()))
-                group.create_task(send(client, ask, took_ms))
+                group.create_task(ask(client, user, took_ms))
         backends = [one for one in await database_pids(database) if one in backends]
         used_s = cpu_s([pid]) - used_s[0], cpu_s(backends) - used_s[1]
     cuts = statistics.quantiles(took_ms, n=100)
