@@ -9,9 +9,11 @@ UV = $(shell command -v uv || echo .local/tools/bin/uv)
 # Kills, cuts and floods take their time: they are asked for by name.
 T = tests --ignore=tests/faults
 WORKERS = 2
+MINUTES = 60
+SEED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs env migrate release rollback doctor demo test smoke faults contracts check lint format types audit sbom clean
+.PHONY: help up down status logs env migrate release rollback doctor demo test smoke faults soak contracts check lint format types audit sbom clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
@@ -56,6 +58,9 @@ smoke: $(ENVIRONMENT_IS_CURRENT) ## The fault tests that are short enough for ev
 
 faults: $(ENVIRONMENT_IS_CURRENT) ## All fault tests, with what they measured: kills, freezes, cuts, floods (half an hour)
 	@$(PYTHON) -m pytest tests/faults -rA
+
+soak: $(ENVIRONMENT_IS_CURRENT) ## Light load for an hour and a fault every 20 s: make soak MINUTES=10 SEED=7
+	@$(PYTHON) -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)
 
 contracts: $(ENVIRONMENT_IS_CURRENT) ## Write the contracts of events and API anew from the code; review what changed
 	@$(PYTHON) -m tests.contracts.snapshots --write

@@ -42,8 +42,8 @@ def make_environment() -> Path:
     python = PEER / "bin" / "python"
     uv = shutil.which("uv") or str(ROOT / ".local" / "tools" / "bin" / "uv")
     if not python.exists():
-        subprocess.run((uv, "venv", "-q", str(PEER), "--python", sys.executable), check=True)  # noqa: S603
-    subprocess.run((uv, "pip", "install", "-q", "--python", str(python), FASTSTREAM), check=True)  # noqa: S603
+        subprocess.run((uv, "venv", "-q", str(PEER), "--python", sys.executable), check=True)
+    subprocess.run((uv, "pip", "install", "-q", "--python", str(python), FASTSTREAM), check=True)
     return python
 
 

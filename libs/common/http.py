@@ -19,7 +19,7 @@ from libs.common import service_tokens
 from libs.common.errors import BadRequest, Invalid, TooLarge, Unauthenticated, VentureError
 from libs.common.ids import new_id
 from libs.common.service_tokens import Caller
-from libs.common.telemetry import REQUESTS, current_trace_id, span
+from libs.common.telemetry import REQUESTS, current_trace_id, log_request, span
 from libs.common.traffic import Traffic
 
 log = structlog.get_logger(__name__)
@@ -154,8 +154,7 @@ class Edge:
                 current.update_name(f"{scope['method']} {route}")
                 current.set_attribute("http.response.status_code", exchange.status)
                 self._account(route, scope["method"], exchange, began_s=exchange.answered_at - started, headers=headers)
-                log.info(
-                    "request",
+                log_request(
                     method=scope["method"],
                     route=route,
                     status=exchange.status,

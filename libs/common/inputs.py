@@ -1,8 +1,12 @@
 """The base of everything a client sends: pydantic alone, so that pure modules may say what an input is."""
 
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+MAX_DEPTH: Final = 100
+MIN_INTEGER: Final = -(2**63)
+MAX_INTEGER: Final = 2**63 - 1
 
 
 class Input(BaseModel):
@@ -12,21 +16,34 @@ class Input(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _storable_text(cls, body: Any) -> Any:
-        """Refuse, before anything is held or written, text that PostgreSQL or UTF-8 cannot carry."""
-        if _has_unstorable_text(body):
-            raise ValueError("Text must not contain NUL characters or lone surrogates")
-        return body
+    def _storable(cls, body: Any) -> Any:
+        """Refuse it before anything is held or written."""
+        return require_storable(body)
 
 
-def _has_unstorable_text(value: Any) -> bool:
+def require_storable(body: Any) -> Any:
+    """The body as it is. Raises ValueError for what PostgreSQL, UTF-8 or our own JSON cannot carry."""
+    if not _is_storable(body, depth=0):
+        raise ValueError(
+            "Text must not contain NUL characters or lone surrogates, whole numbers must fit into 64 bits, "
+            f"and nothing may be nested deeper than {MAX_DEPTH} levels"
+        )
+    return body
+
+
+def _is_storable(value: Any, *, depth: int) -> bool:
     if isinstance(value, str):
-        return "\x00" in value or not _is_utf8(value)
+        return "\x00" not in value and _is_utf8(value)
+    if isinstance(value, int):
+        return MIN_INTEGER <= value <= MAX_INTEGER
+    if isinstance(value, dict | list) and depth == MAX_DEPTH:
+        return False
     if isinstance(value, dict):
-        return any(_has_unstorable_text(part) for pair in cast("dict[Any, Any]", value).items() for part in pair)
+        pairs = cast("dict[Any, Any]", value).items()
+        return all(_is_storable(part, depth=depth + 1) for pair in pairs for part in pair)
     if isinstance(value, list):
-        return any(_has_unstorable_text(part) for part in cast("list[Any]", value))
-    return False
+        return all(_is_storable(part, depth=depth + 1) for part in cast("list[Any]", value))
+    return True
 
 
 def _is_utf8(text: str) -> bool:

@@ -5,11 +5,13 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 import redis.asyncio
+import redis.exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 SOCKET_TIMEOUT_S: Final = 0.25
 RedisError = redis.asyncio.RedisError
+NoScriptError = redis.exceptions.NoScriptError
 Redis = redis.asyncio.Redis
 
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import structlog
 
-from libs.common.broker import Handler, Subscription
+from libs.common.broker import Handler, ManyHandler, Subscription
 from libs.common.database import Connection
 from libs.common.events import Event, agents, billing, gateway, metering
 from libs.common.redis import Redis, RedisError
@@ -59,49 +59,61 @@ class Announcer:
                     log.info("hint_lost", error=type(error).__name__)
 
 
-def _tell(event_type: type[Event], announcer: Announcer, standings: StandingCache) -> Handler:
+def _tell(event_type: type[Event], announcer: Announcer, standings: StandingCache) -> ManyHandler:
     name = _TOLD[event_type]
 
-    async def on_told(event: Any, conn: Connection) -> None:
-        data = event.model_dump(mode="json", exclude=_WITHHELD)
-        await queries.insert_user_event(conn, user_id=event.user_id, event_type=name, data=data)
-        announcer.note(event.user_id)
-        if isinstance(event, gateway.EntitlementsChanged):
-            standings.forget(event.user_id)
+    async def on_told(events: Sequence[Any], conn: Connection) -> None:
+        # One statement for a batch: with one for each, lanes with a user in common held each other up (bench.runs).
+        await queries.insert_user_events(
+            conn, [(it.user_id, name, it.model_dump(mode="json", exclude=_WITHHELD)) for it in events]
+        )
+        for event in events:
+            announcer.note(event.user_id)
+            if isinstance(event, gateway.EntitlementsChanged):
+                standings.forget(event.user_id)
 
     return on_told
 
 
-def _tell_failed_payment(tell: Handler, billing_page: str) -> Handler:
+def _tell_failed_payment(tell: ManyHandler, billing_page: str) -> ManyHandler:
     """A failed payment ends a plan within days: the user learns of it also without looking at the product."""
 
-    async def on_payment_failed(event: billing.PaymentFailed, conn: Connection) -> None:
-        await tell(event, conn)
-        # The page where it can be paid, else ours, from where the customer portal opens: its own links live minutes.
-        content = {"link": event.invoice_url or billing_page, "portal": billing_page}
-        await mail.insert_mail_to_user(conn, user_id=event.user_id, letter="payment_failed", content=content)
+    async def on_payment_failed(events: Sequence[billing.PaymentFailed], conn: Connection) -> None:
+        await tell(events, conn)
+        for event in events:
+            # The page where it can be paid, else ours, where the customer portal opens: its own links live minutes.
+            content = {"link": event.invoice_url or billing_page, "portal": billing_page}
+            await mail.insert_mail_to_user(conn, user_id=event.user_id, letter="payment_failed", content=content)
 
     return on_payment_failed
 
 
-def _tell_threshold(tell: Handler, plans_page: str) -> Handler:
+def _tell_threshold(tell: ManyHandler, plans_page: str) -> ManyHandler:
     """Who comes near a limit, or to it, learns of it by mail; unless they declined, or the next letter says more."""
 
-    async def on_threshold_reached(event: metering.ThresholdReached, conn: Connection) -> None:
-        await tell(event, conn)
-        is_at_limit = event.used >= event.limit
-        if is_at_limit != (event.percent >= _ALL) or not await mail.wants_usage_mail(conn, event.user_id):
-            return
-        content = {
-            "metric": event.metric.replace("_", " "),
-            "percent": event.percent,
-            "resets_on": f"{event.period_end:%Y-%m-%d}",
-            "link": plans_page,
-        }
-        letter = "usage_at_limit" if is_at_limit else "usage_near_limit"
-        await mail.insert_mail_to_user(conn, user_id=event.user_id, letter=letter, content=content)
+    async def on_threshold_reached(events: Sequence[metering.ThresholdReached], conn: Connection) -> None:
+        await tell(events, conn)
+        for event in events:
+            is_at_limit = event.used >= event.limit
+            if is_at_limit != (event.percent >= _ALL) or not await mail.wants_usage_mail(conn, event.user_id):
+                continue
+            content = {
+                "metric": event.metric.replace("_", " "),
+                "percent": event.percent,
+                "resets_on": f"{event.period_end:%Y-%m-%d}",
+                "link": plans_page,
+            }
+            letter = "usage_at_limit" if is_at_limit else "usage_near_limit"
+            await mail.insert_mail_to_user(conn, user_id=event.user_id, letter=letter, content=content)
 
     return on_threshold_reached
+
+
+def _told(event: type[Event], many: ManyHandler, announcer: Announcer) -> Subscription:
+    async def handler(event: Any, conn: Connection) -> None:
+        await many([event], conn)
+
+    return Subscription(event=event, handler=handler, many=many, wake=announcer.wake)
 
 
 async def on_subscription_changed(event: billing.SubscriptionChanged, conn: Connection) -> None:
@@ -125,5 +137,5 @@ def subscriptions(announcer: Announcer, standings: StandingCache, *, frontend_ur
         Subscription(event=billing.UserErasedByBilling, handler=_erased("billing")),
         Subscription(event=metering.UserErasedByMetering, handler=_erased("metering")),
         Subscription(event=agents.UserErasedByAgents, handler=_erased("agents")),
-        *(Subscription(event=event_type, handler=handler, wake=announcer.wake) for event_type, handler in told.items()),
+        *(_told(event_type, many, announcer) for event_type, many in told.items()),
     )

@@ -84,6 +84,7 @@ class Gate:
         self._auth = replace(sign_in, name="auth", max_requests=5 * sign_in.max_requests)
         self._groups = groups
         self._hops = trusted_proxy_hops
+        self._known_limits: dict[tuple[str, int], list[Limit]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope.get("path", "")
@@ -179,8 +180,13 @@ class Gate:
         return verdicts
 
     def _limits_of(self, group: str, *, factor: int) -> list[Limit]:
-        limits = [self._groups[group], self._general] if group in self._groups else [self._general]
-        return [replace(limit, max_requests=limit.max_requests * factor) for limit in limits]
+        named = group if group in self._groups else ""
+        known = self._known_limits.get((named, factor))
+        if known is None:
+            limits = [self._groups[named], self._general] if named else [self._general]
+            known = [replace(limit, max_requests=limit.max_requests * factor) for limit in limits]
+            self._known_limits[named, factor] = known
+        return known
 
     async def _identify(self, scope: Scope, headers: Sequence[tuple[bytes, bytes]]) -> Identity | None:
         if sum(1 for name, _ in headers if name == b"authorization") > 1:

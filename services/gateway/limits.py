@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import structlog
 
-from libs.common.redis import Redis, RedisError
+from libs.common.redis import NoScriptError, Redis, RedisError
 
 log = structlog.get_logger(__name__)
 
@@ -21,23 +21,30 @@ SOCKET_TIMEOUT_S: Final = 2.0
 """Of the limiter's own connection: the patience above ends first."""
 _LOCAL_KEYS: Final = 50_000
 
-# KEYS[1]: the bucket. ARGV: microseconds per request, burst tolerance in microseconds.
-# Returns {allowed, microseconds until a request would be allowed, microseconds until the bucket is empty}.
+# KEYS: buckets. ARGV, for each: microseconds per request, burst tolerance in microseconds. Returns, for each: whether
+# it is allowed, microseconds until a request would be, microseconds until the bucket is empty. One call for all who ask
+# at the moment takes half the time of a pipeline of calls, which also asks each time whether Redis has the script.
 _GCRA: Final = """
 local now = redis.call('TIME')
 now = now[1] * 1000000 + now[2]
-local interval = tonumber(ARGV[1])
-local tolerance = tonumber(ARGV[2])
-local tat = tonumber(redis.call('GET', KEYS[1]) or now)
-if tat < now then tat = now end
-local over = tat + interval - tolerance - now
-if over > 0 then
-    return {0, over, tat - now}
+local verdicts = {}
+for number, key in ipairs(KEYS) do
+    local interval = tonumber(ARGV[2 * number - 1])
+    local tolerance = tonumber(ARGV[2 * number])
+    local tat = tonumber(redis.call('GET', key) or now)
+    if tat < now then tat = now end
+    local over = tat + interval - tolerance - now
+    if over > 0 then
+        verdicts[number] = {0, over, tat - now}
+    else
+        tat = tat + interval
+        redis.call('SET', key, string.format('%.0f', tat), 'PX', math.ceil((tat - now) / 1000))
+        verdicts[number] = {1, 0, tat - now}
+    end
 end
-tat = tat + interval
-redis.call('SET', KEYS[1], string.format('%.0f', tat), 'PX', math.ceil((tat - now) / 1000))
-return {1, 0, tat - now}
+return verdicts
 """
+_GCRA_SHA: Final = hashlib.sha1(_GCRA.encode(), usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +127,6 @@ class RateLimiter:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._script = redis.register_script(_GCRA)
         self._local = LocalLimiter()
         self._redis_back_at = 0.0
         self._asks: deque[_Ask] = deque()
@@ -156,7 +162,7 @@ class RateLimiter:
         """The script's answers in order, None if Redis did not answer in time."""
         if time.monotonic() < self._redis_back_at:
             return None
-        call = asyncio.create_task(self._run_scripts(batch))
+        call = asyncio.create_task(self._run_script(batch))
         for patience_s in _PATIENCE_S:
             # Looked at more than once: a busy loop that has not yet read the answer is no absent Redis.
             await asyncio.wait({call}, timeout=patience_s)
@@ -171,8 +177,10 @@ class RateLimiter:
             log.warning("rate_limiter_local", error=type(error).__name__)
             return None
 
-    async def _run_scripts(self, batch: Sequence[_Ask]) -> list[Any]:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for ask in batch:
-                await self._script(keys=[ask.key], args=[ask.limit.interval_us, ask.limit.tolerance_us], client=pipe)
-            return await pipe.execute()
+    async def _run_script(self, batch: Sequence[_Ask]) -> list[Any]:
+        keys = [ask.key for ask in batch]
+        numbers = [str(n) for ask in batch for n in (ask.limit.interval_us, ask.limit.tolerance_us)]
+        try:
+            return await self._redis.evalsha(_GCRA_SHA, len(keys), *keys, *numbers)
+        except NoScriptError:  # Redis is new, or was told to forget
+            return await self._redis.eval(_GCRA, len(keys), *keys, *numbers)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 from uuid import UUID
 
-import httpx
 from fastapi import APIRouter, Request, Response
 
 from libs.common.database import Connection
 from libs.common.errors import Unavailable
+from libs.common.http_client import Answer
 from services.gateway.domain import Identity, SignInRequired
 from services.gateway.exports.operations import record_use
 from services.gateway.idempotency.state import Answers, Made
@@ -192,7 +192,7 @@ class PassedRoutes:
 
     async def _call(
         self, passed: Passed, path: str, request: Request, identity: Identity, *, resource_id: UUID
-    ) -> httpx.Response:
+    ) -> Answer:
         key = {"Idempotency-Key": str(resource_id)} if passed.method == "POST" else {}
         return await self._upstreams[passed.to].call(
             passed.method,

@@ -7,14 +7,15 @@ that does not answer costs callers a refusal instead of a wait.
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, Literal
+from typing import Any, Final, Literal
+from urllib.parse import urlencode
 
-import httpx
 import structlog
 from fastapi import Response
 
 from libs.common import service_tokens
 from libs.common.errors import Unavailable
+from libs.common.http_client import AllBusy, Answer, HttpClient, NoAnswer, open_client
 from libs.common.telemetry import current_traceparent
 from services.gateway.domain import Breaker, Identity
 
@@ -25,7 +26,12 @@ log = structlog.get_logger(__name__)
 # Below the 5 s in which every answer is promised during a fault. Billing may ask Stripe before it answers.
 TIMEOUT_S: Final[Mapping[Name, float]] = {"metering": 3.0, "agents": 4.0, "billing": 4.5}
 CONNECT_S: Final = 1.0
+KEEP_ALIVE_S: Final = 60
+"""Below the 75 s after which a service of ours closes a connection that is not used."""
 MAX_CONNECTIONS: Final = 32
+TOKEN_KEPT_S: Final = 20
+"""A token is good for 60 s; its callee has at least 40 s left for what it is asked."""
+_TOKENS: Final = 10_000
 _PASSED_BACK: Final = ("content-disposition", "content-type", "retry-after", "location", "etag")
 
 
@@ -36,11 +42,12 @@ class UpstreamUnavailable(Unavailable):
 class Upstream:
     """One service. Every call carries a token made for it, naming the user it is made for; nothing else identifies."""
 
-    def __init__(self, name: Name, *, client: httpx.AsyncClient, secret: str) -> None:
+    def __init__(self, name: Name, *, client: HttpClient, secret: str) -> None:
         self.name: Name = name
         self._client = client
         self._secret = secret
         self._breaker = Breaker()
+        self._tokens: dict[tuple[tuple[str, Any], ...], tuple[float, str]] = {}
 
     async def call(
         self,
@@ -48,36 +55,36 @@ class Upstream:
         path: str,
         *,
         identity: Identity | None = None,
+        is_admin: bool = False,
         role: str | None = None,
         params: Sequence[tuple[str, str]] | None = None,
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
-    ) -> httpx.Response:
-        """Return the answer if it is 2xx, 3xx, 4xx or 503; anything else becomes UpstreamUnavailable."""
+    ) -> Answer:
+        """Return the answer if it is 2xx, 3xx, 4xx or 503; anything else becomes UpstreamUnavailable.
+
+        `is_admin` is told only of whom the gateway has just let through as one.
+        """
         if not self._breaker.lets_through(time.monotonic()):
             raise UpstreamUnavailable(f"The {self.name} service does not answer.", retry_after_s=2)
-        user = identity.user_claims if identity is not None else None
-        if role is not None:
-            user = {"role": role}
-        token = service_tokens.mint(self._secret, issuer="gateway", audience=self.name, user=user)
-        sent = {**(headers or {}), "Authorization": f"Bearer {token}"}
+        user = _claims(identity, is_admin=is_admin, role=role)
+        sent = {**(headers or {}), "authorization": f"Bearer {self._token(user)}"}
         traceparent = current_traceparent()
         if traceparent:
             sent["traceparent"] = traceparent
         try:
             response = await self._client.request(
                 method,
-                path,
-                params=httpx.QueryParams([*params]) if params else None,
+                f"{path}?{urlencode([*params])}" if params else path,
                 content=content,
                 headers=sent,
-                timeout=_timeout(timeout_s or TIMEOUT_S[self.name]),
+                timeout_s=timeout_s or TIMEOUT_S[self.name],
             )
-        except httpx.PoolTimeout as error:  # all its connections are at work: that is a full service, not a dead one
+        except AllBusy as error:  # all its connections are at work: that is a full service, not a dead one
             self._breaker.gave_up()
             raise UpstreamUnavailable(f"The {self.name} service is busy.", retry_after_s=1) from error
-        except httpx.HTTPError as error:
+        except NoAnswer as error:
             if self._breaker.failed(time.monotonic()):
                 log.warning("upstream_cut_off", upstream=self.name, error=type(error).__name__)
             raise UpstreamUnavailable(f"The {self.name} service does not answer.", retry_after_s=2) from error
@@ -90,12 +97,30 @@ class Upstream:
             raise UpstreamUnavailable(f"The {self.name} service failed.", retry_after_s=2)
         return response
 
+    def _token(self, user: Mapping[str, Any] | None) -> str:
+        """Signed anew for each user every 20 s: that costs as much as the rest of a call."""
+        key = tuple(user.items()) if user is not None else ()
+        now_s = time.monotonic()
+        kept = self._tokens.get(key)
+        if kept is not None and kept[0] > now_s:
+            return kept[1]
+        if len(self._tokens) >= _TOKENS:
+            self._tokens.clear()
+        token = service_tokens.mint(self._secret, issuer="gateway", audience=self.name, user=user)
+        self._tokens[key] = (now_s + TOKEN_KEPT_S, token)
+        return token
 
-def _timeout(read_s: float) -> httpx.Timeout:
-    return httpx.Timeout(read_s, connect=CONNECT_S, pool=CONNECT_S)
+
+def _claims(identity: Identity | None, *, is_admin: bool, role: str | None) -> Mapping[str, Any] | None:
+    """Whom a call is made for; None when the gateway asks for itself."""
+    if role is not None:
+        return {"role": role}
+    if identity is None:
+        return None
+    return {**identity.user_claims, "is_admin": True} if is_admin else identity.user_claims
 
 
-def pass_back(response: httpx.Response) -> Response:
+def pass_back(response: Answer) -> Response:
     """Our answer is the service's: status and body as they are, and only the headers meant for clients."""
     headers = {name: response.headers[name] for name in _PASSED_BACK if name in response.headers}
     return Response(response.content, response.status_code, headers)
@@ -103,9 +128,8 @@ def pass_back(response: httpx.Response) -> Response:
 
 @asynccontextmanager
 async def open_upstream(name: Name, *, base_url: str, secret: str) -> AsyncGenerator[Upstream, None]:
-    # Few connections: the pool looks through all of them for every call, and one service needs no more at once.
-    limits = httpx.Limits(
-        max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS, keepalive_expiry=60
-    )
-    async with httpx.AsyncClient(base_url=base_url, limits=limits, follow_redirects=False) as client:
+    # Few connections: one service needs no more at once.
+    async with open_client(
+        base_url, max_connections=MAX_CONNECTIONS, connect_s=CONNECT_S, keep_alive_s=KEEP_ALIVE_S
+    ) as client:
         yield Upstream(name, client=client, secret=secret)

@@ -1,7 +1,7 @@
 """Composition root of the gateway: settings in, running parts out, all closed on exit."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,12 +21,13 @@ from libs.common.plans import load_plans
 from libs.common.process import Loop, Service
 from services.gateway.accounts.api import AccountRoutes
 from services.gateway.accounts.state import HeadWatch
+from services.gateway.admin.acts import ActRoutes
 from services.gateway.admin.api import AdminRoutes
 from services.gateway.admin_users.api import AdminUserRoutes
 from services.gateway.api_keys.api import ApiKeyRoutes
 from services.gateway.api_keys.state import ApiKeyCache
 from services.gateway.auth.api import AuthRoutes, SignInPolicy
-from services.gateway.auth.app import build_app
+from services.gateway.auth.app import build_app, mounted
 from services.gateway.auth.desk import Desk
 from services.gateway.auth.passwords import Passwords
 from services.gateway.auth.tokens import AccessTokens, ApiKeys
@@ -45,6 +46,7 @@ from services.gateway.exports.api import ExportRoutes
 from services.gateway.factors.api import FactorRoutes
 from services.gateway.feed import LiveFeed
 from services.gateway.gate import Gate
+from services.gateway.house import House
 from services.gateway.idempotency.state import Answers
 from services.gateway.jobs import Housekeeper
 from services.gateway.limited.api import LimitedRoutes
@@ -57,6 +59,8 @@ from services.gateway.passthrough import PassedRoutes
 from services.gateway.project.api import Relay
 from services.gateway.project.desk import ProjectDesk
 from services.gateway.project.state import Project, ProjectKeys, ProjectSessions, ProjectTokens, keep_in_step
+from services.gateway.queues.api import QueueRoutes
+from services.gateway.queues.state import QueueDesk
 from services.gateway.quotas import Quotas
 from services.gateway.reference.api import ReferenceRoutes
 from services.gateway.runs.api import RunRoutes
@@ -64,6 +68,7 @@ from services.gateway.runs.streams import RunStreams
 from services.gateway.sessions import OwnSessions, Sessions, StandingCache, Standings
 from services.gateway.settings import Settings
 from services.gateway.sse import StreamSlots
+from services.gateway.straight import Straight
 from services.gateway.switches.state import Switches
 from services.gateway.upstreams import Name, Upstream, open_upstream
 
@@ -83,6 +88,8 @@ class _Live:
     limited: LimitedRequests
     stopping: asyncio.Event
     keys: ApiKeys
+    upstreams: Mapping[Name, Upstream]
+    queues: QueueDesk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +117,8 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
                 clock=clock,
             )
         )
-        live = _live_parts(settings, backbone, client, standings)
+        upstreams = await _open_upstreams(stack, settings)
+        live = _live_parts(settings, backbone, client, standings, upstreams)
         stack.push_async_callback(live.feed.close)
         checks = [
             *backbone.checks(),
@@ -119,12 +127,12 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
             check_auth_failures(backbone.traffic),
         ]
         sign_in = await _sign_in(stack, settings, backbone, live)
-        upstreams = await _open_upstreams(stack, settings)
-        routes = _routes(settings, backbone=backbone, live=live, checks=checks, sign_in=sign_in, upstreams=upstreams)
+        routes = _routes(settings, backbone=backbone, live=live, checks=checks, sign_in=sign_in)
         limiter = await _open_limiter(stack, settings)
         access = _access(settings, backbone, live, limiter=limiter, sign_in=sign_in)
-        gate = _gate(routes, settings, backbone=backbone, live=live, access=access, sign_in=sign_in)
-        console = _console(settings, backbone, live, access=access, upstreams=upstreams, checks=checks)
+        straight = Straight(routes, upstreams=live.upstreams)
+        gate = _gate(straight, settings, backbone=backbone, live=live, access=access, sign_in=sign_in)
+        console = _console(settings, backbone, live, access=access, checks=checks)
         yield Service(
             name="gateway",
             app=backbone.edge(Console(with_cors(gate, origins=settings.allowed_origins), console=console.app)),
@@ -158,7 +166,13 @@ async def _open_limiter(stack: AsyncExitStack, settings: Settings) -> RateLimite
     return RateLimiter(await stack.enter_async_context(counting))
 
 
-def _live_parts(settings: Settings, backbone: Backbone, client: redis.Redis, standings: StandingCache) -> _Live:
+def _live_parts(
+    settings: Settings,
+    backbone: Backbone,
+    client: redis.Redis,
+    standings: StandingCache,
+    upstreams: Mapping[Name, Upstream],
+) -> _Live:
     return _Live(
         switches=Switches(backbone.database, maintenance_mode=settings.maintenance_mode),
         feed=LiveFeed(client),
@@ -171,6 +185,13 @@ def _live_parts(settings: Settings, backbone: Backbone, client: redis.Redis, sta
             anon_key=settings.next_public_supabase_anon_key.get_secret_value(),
             service_role_key=settings.supabase_service_role_key.get_secret_value(),
             secret=settings.jwt_secret,
+        ),
+        upstreams=upstreams,
+        queues=QueueDesk(
+            database=backbone.database,
+            house=House(upstreams),
+            parked=backbone.parked,
+            own_queues=backbone.consumer.queues,
         ),
     )
 
@@ -188,23 +209,15 @@ async def _open_upstreams(stack: AsyncExitStack, settings: Settings) -> dict[Nam
     }
 
 
-def _routes(
-    settings: Settings,
-    *,
-    backbone: Backbone,
-    live: _Live,
-    checks: list[Check],
-    sign_in: _SignIn,
-    upstreams: dict[Name, Upstream],
-) -> ASGIApp:
+def _routes(settings: Settings, *, backbone: Backbone, live: _Live, checks: list[Check], sign_in: _SignIn) -> ASGIApp:
     """All public routes, without the gate in front of them."""
     secret = settings.service_token_secret.get_secret_value()
-    agents = upstreams["agents"]
+    upstreams, agents = live.upstreams, live.upstreams["agents"]
     quotas = Quotas(upstreams["metering"], upgrade_url=f"{settings.frontend_url.rstrip('/')}/pricing")
     database = backbone.database
     streams = RunStreams(agents=agents, feed=live.feed, database=database, stopping=live.stopping)
     app = backbone.new_app(checks, openapi_url="/openapi.json")
-    app.mount("/auth/v1", sign_in.app)
+    app.router.routes.append(mounted(sign_in.app))
     for routes in (
         AccountRoutes(
             database=database,
@@ -221,6 +234,8 @@ def _routes(
         RunRoutes(database=database, quotas=quotas, agents=agents, streams=streams, slots=live.slots),
         ApiKeyRoutes(database=database, answers=Answers(database, secret=secret)),
         AdminRoutes(database=database, switches=live.switches, upstreams=upstreams),
+        ActRoutes(database=database, upstreams=upstreams),
+        QueueRoutes(live.queues),
         LimitedRoutes(database),
         ReferenceRoutes(version=settings.service_version),
         AdminUserRoutes(database=database, standings=live.standings),
@@ -367,7 +382,6 @@ def _console(
     live: _Live,
     *,
     access: Access,
-    upstreams: dict[Name, Upstream],
     checks: list[Check],
 ) -> Assembled:
     """The application at /console and what feeds it."""
@@ -376,7 +390,8 @@ def _console(
         standing_cache=live.standings,
         switches=live.switches,
         slots=live.slots,
-        upstreams=upstreams,
+        upstreams=live.upstreams,
+        queues=live.queues,
         public_url=settings.next_public_supabase_url,
         checks=checks,
         stopping=live.stopping,

@@ -27,7 +27,8 @@ from services.agents.templates import api as templates
 from services.billing import api as billing
 from services.billing import operator_api
 from services.gateway.accounts.api import AccountRoutes
-from services.gateway.admin.api import ACTS, AdminRoutes
+from services.gateway.admin.acts import ACTS, ActRoutes
+from services.gateway.admin.api import AdminRoutes
 from services.gateway.admin_users.api import AdminUserRoutes
 from services.gateway.api_keys.api import ApiKeyRoutes
 from services.gateway.auth.api import AuthRoutes
@@ -40,6 +41,7 @@ from services.gateway.factors.api import FactorRoutes
 from services.gateway.limited.api import LimitedRoutes
 from services.gateway.openapi import describe
 from services.gateway.passthrough import PASSED, PassedRoutes
+from services.gateway.queues.api import QueueRoutes
 from services.gateway.reference import domain
 from services.gateway.reference.asyncapi import document as asyncapi
 from services.gateway.runs.api import RunRoutes
@@ -74,6 +76,8 @@ _PUBLIC: Final = (
     RunRoutes,
     ApiKeyRoutes,
     AdminRoutes,
+    ActRoutes,
+    QueueRoutes,
     LimitedRoutes,
     AdminUserRoutes,
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.admin.api import ACTS
+from services.gateway.admin.acts import ACTS
 from services.gateway.passthrough import PASSED
 from services.gateway.reference import domain
 from tests.contracts.documents import ASYNCAPI_FILE, OPENAPI_FILE, current

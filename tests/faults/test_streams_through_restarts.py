@@ -7,7 +7,6 @@ import secrets
 import signal
 from contextlib import suppress
 
-import httpx
 import pytest
 from llmock.chaos import StreamChaos
 from llmock.testing import LLMockServer
@@ -15,57 +14,12 @@ from llmock.testing import LLMockServer
 from libs.common.database import Database
 from ops.failure import Failure
 from ops.stack.stack import Stack
+from tests.faults.streams import Reader, event_id
 from tests.faults.test_runs_under_kills import Person, all_ended, is_enterprise
 from tests.harness.patience import eventually
 
 RUNS = 5
 CUTS = 50
-TERMINAL = (b"event: run.succeeded", b"event: run.failed", b"event: run.cancelled", b"event: run.timed_out")
-
-
-class Reader:
-    """Reads a run's stream in pieces through whichever gateway answers, as a client does that loses its connection."""
-
-    def __init__(self, gateways: list[str], headers: dict[str, str], run_id: str) -> None:
-        self._gateways = gateways
-        self._headers = headers
-        self.run_id = run_id
-        self.frames: list[bytes] = []
-        self.cuts = 0
-
-    @property
-    def has_ended(self) -> bool:
-        return bool(self.frames) and any(it in self.frames[-1] for it in TERMINAL)
-
-    async def read_some(self, frames: int) -> None:
-        """Up to so many frames behind the last one, then hang up. Whatever breaks the connection is a cut, too."""
-        self.cuts += 1
-        gateway = secrets.choice(self._gateways)
-        with suppress(httpx.HTTPError):
-            async with (
-                httpx.AsyncClient(timeout=20) as client,
-                client.stream("GET", f"{gateway}/v1/runs/{self.run_id}/events", headers=self._resumed()) as answer,
-            ):
-                if answer.status_code == 200:
-                    await self._take(answer, frames)
-
-    def _resumed(self) -> dict[str, str]:
-        return {**self._headers, **({"Last-Event-ID": _id(self.frames[-1])} if self.frames else {})}
-
-    async def _take(self, answer: httpx.Response, wanted: int) -> None:
-        rest = b""
-        async for chunk in answer.aiter_raw():
-            *whole, rest = (rest + chunk).split(b"\n\n")
-            for frame in whole:
-                if b"id: " in frame:  # a heartbeat is no frame
-                    self.frames.append(frame)
-                    wanted -= 1
-                if wanted == 0 or self.has_ended:
-                    return
-
-
-def _id(frame: bytes) -> str:
-    return next(it for it in frame.split(b"\n") if it.startswith(b"id: ")).removeprefix(b"id: ").decode()
 
 
 async def read_in_pieces(reader: Reader, chance: random.Random) -> None:
@@ -122,7 +76,7 @@ async def test_a_stream_in_pieces_is_byte_for_byte_the_whole_one(
         while not whole.has_ended:
             await whole.read_some(10_000)
         assert reader.frames == whole.frames
-        assert [int(_id(frame)) for frame in whole.frames] == list(range(1, len(whole.frames) + 1))
+        assert [int(event_id(frame)) for frame in whole.frames] == list(range(1, len(whole.frames) + 1))
         for _ in range(CUTS // RUNS):  # and behind any place after the end
             place = chance.randint(1, len(whole.frames) - 1)
             tail = Reader(gateways, person.headers, reader.run_id)

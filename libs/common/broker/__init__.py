@@ -4,7 +4,7 @@ A connection that publishes is frozen by a memory or disk alarm, and would freez
 """
 
 from libs.common.broker.consumer import Consumer, QueueState
-from libs.common.broker.lane import Handler, Subscription
+from libs.common.broker.lane import Handler, ManyHandler, Subscription
 from libs.common.broker.parked import ParkedMessage, ParkedMessages
 from libs.common.broker.publisher import BrokerPublisher, BrokerUnavailable, open_publisher
 from libs.common.broker.topology import RETRY_DELAYS_S, home_exchange, parked_queue, queue_name, retry_exchange
@@ -15,6 +15,7 @@ __all__ = [
     "BrokerUnavailable",
     "Consumer",
     "Handler",
+    "ManyHandler",
     "ParkedMessage",
     "ParkedMessages",
     "QueueState",

@@ -4,11 +4,6 @@ from libs.common.database import Connection, Record
 from services.agents.atoms.domain import AtomText, CuratedAtom
 
 
-async def is_admin(conn: Connection) -> bool:
-    """Whether the transaction's user is one. Asked in a transaction that runs as the user."""
-    return await conn.fetchval("SELECT public.is_admin()")
-
-
 async def list_curated(conn: Connection) -> list[CuratedAtom]:
     rows = await conn.fetch(
         """

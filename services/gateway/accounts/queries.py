@@ -112,23 +112,30 @@ async def find_erasure(conn: Connection, user_id: UUID) -> dict[str, Any] | None
     return dict(row) if row is not None else None
 
 
-async def insert_user_event(conn: Connection, *, user_id: UUID, event_type: str, data: Mapping[str, Any]) -> None:
-    """Add to the user's stream under the next number; nothing for a user who is gone."""
+async def insert_user_events(conn: Connection, events: Sequence[tuple[UUID, str, Mapping[str, Any]]]) -> None:
+    """Add (user, type, data) to their users' streams, each under the next number; nothing for users who are gone."""
     await conn.execute(
         """
-        WITH head AS (
+        WITH told AS (
+            SELECT user_id, type, data, row_number() OVER (PARTITION BY user_id ORDER BY place) AS nth
+            FROM unnest($1::uuid[], $2::text[], $3::jsonb[]) WITH ORDINALITY AS t(user_id, type, data, place)
+        ), head AS (
             INSERT INTO gateway.user_event_heads AS h (user_id, last_seq)
-            SELECT id, 1 FROM auth.users WHERE id = $1
-            FOR KEY SHARE  -- a deletion at the same time waits for this row, and then takes it along
+            SELECT u.id, n.count FROM auth.users AS u
+            JOIN (SELECT user_id, count(*) FROM told GROUP BY user_id) AS n ON n.user_id = u.id
+            ORDER BY u.id
+            FOR KEY SHARE OF u  -- a deletion at the same time waits for this row, and then takes it along
             -- ON CONFLICT makes two events of one user take turns: the second waits for the first one's commit
-            ON CONFLICT (user_id) DO UPDATE SET last_seq = h.last_seq + 1
+            ON CONFLICT (user_id) DO UPDATE SET last_seq = h.last_seq + EXCLUDED.last_seq
             RETURNING user_id, last_seq
         )
-        INSERT INTO gateway.user_events (user_id, seq, type, data) SELECT user_id, last_seq, $2, $3 FROM head
+        INSERT INTO gateway.user_events (user_id, seq, type, data)
+        SELECT user_id, head.last_seq - count(*) OVER (PARTITION BY user_id) + told.nth, told.type, told.data
+        FROM told JOIN head USING (user_id)
         """,
-        user_id,
-        event_type,
-        dict(data),
+        [user_id for user_id, _, _ in events],
+        [event_type for _, event_type, _ in events],
+        [dict(data) for _, _, data in events],
     )
 
 

@@ -3,12 +3,11 @@
 import asyncio
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Final
 from uuid import UUID
 
 import orjson
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from libs.common.clock import iso_millis
@@ -17,7 +16,6 @@ from libs.common.errors import NotFound, Unavailable
 from libs.common.inputs import Input
 from services.gateway.accounts import queries as accounts
 from services.gateway.admin import queries
-from services.gateway.domain import Identity
 from services.gateway.sessions import CurrentAdmin
 from services.gateway.switches import operations as switches
 from services.gateway.switches.state import Switches
@@ -33,67 +31,6 @@ class MaintenanceInput(Input):
     route_group: Annotated[str, Field(pattern=r"^[a-z-]{1,40}$")] | None = None
     expires_in_s: Annotated[int, Field(ge=1, le=604_800)] | None = None
     reason: Annotated[str, Field(max_length=500)] = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Act:
-    """One admin route that is a service's to answer. `action` names it in the audit log, if it changes anything."""
-
-    method: str
-    path: str
-    to: Name
-    internal: str
-    action: str = ""
-    is_in_person: bool = False
-    """The service is told which admin asks, and asks the database itself whether they are one."""
-
-
-ACTS: Final = (
-    Act(method="GET", path="/webhook-events", to="billing", internal="/internal/admin/webhook-events"),
-    Act(
-        method="GET",
-        path="/webhook-events/{event_id}",
-        to="billing",
-        internal="/internal/admin/webhook-events/{event_id}",
-    ),
-    Act(
-        method="POST",
-        path="/webhook-events/replay",
-        to="billing",
-        internal="/internal/admin/webhook-events/replay",
-        action="webhook_events_replayed",
-    ),
-    Act(method="GET", path="/reconcile", to="billing", internal="/internal/admin/reconcile"),
-    Act(
-        method="POST",
-        path="/reconcile",
-        to="billing",
-        internal="/internal/admin/reconcile",
-        action="reconciliation_asked_for",
-    ),
-    Act(
-        method="POST",
-        path="/customers/link",
-        to="billing",
-        internal="/internal/admin/customers/link",
-        action="customer_linked",
-    ),
-    Act(
-        method="GET",
-        path="/prompt-atoms",
-        to="agents",
-        internal="/internal/admin/prompt-atoms",
-        is_in_person=True,
-    ),
-    Act(
-        method="PUT",
-        path="/prompt-atoms",
-        to="agents",
-        internal="/internal/admin/prompt-atoms",
-        action="prompt_atom_saved",
-        is_in_person=True,
-    ),
-)
 
 
 class AdminRoutes:
@@ -120,9 +57,6 @@ class AdminRoutes:
             )
         router.add_api_route("/erasures/{user_id}", self.erasure, methods=["GET"])
         router.add_api_route("/health", self.health, methods=["GET"])
-        for act in ACTS:
-            endpoint = self._with_event_id(act) if "{event_id}" in act.path else self._plain(act)
-            router.add_api_route(act.path, endpoint, methods=[act.method], response_model=None)
         return router
 
     async def close(
@@ -160,42 +94,6 @@ class AdminRoutes:
                     actor=str(admin.user_id),
                     action="usage_reset",
                     subject=str(user_id),
-                    request_id=request.state.request_id,
-                )
-        return pass_back(response)
-
-    def _plain(self, act: Act) -> Any:
-        async def endpoint(request: Request, admin: CurrentAdmin) -> Response:
-            return await self._pass(act, act.internal, request, admin)
-
-        return endpoint
-
-    def _with_event_id(self, act: Act) -> Any:
-        async def endpoint(
-            event_id: Annotated[str, Path(pattern=r"^[A-Za-z0-9_]{1,255}$")], request: Request, admin: CurrentAdmin
-        ) -> Response:
-            return await self._pass(act, act.internal.replace("{event_id}", event_id), request, admin)
-
-        return endpoint
-
-    async def _pass(self, act: Act, path: str, request: Request, admin: Identity) -> Response:
-        """Ask as the gateway itself, which has decided that an admin asks; audit what is more than looking."""
-        body = await request.body()
-        response = await self._upstreams[act.to].call(
-            act.method,
-            path,
-            identity=admin if act.is_in_person else None,
-            params=request.query_params.multi_items(),
-            content=body or None,
-            headers={"content-type": "application/json"} if body else {},
-        )
-        if response.is_success and act.method != "GET":
-            async with self._database.transaction() as conn:
-                await queries.insert_audit(
-                    conn,
-                    actor=str(admin.user_id),
-                    action=act.action,
-                    after={"asked": orjson.loads(body) if body else {}, "answer": response.json()},
                     request_id=request.state.request_id,
                 )
         return pass_back(response)

@@ -1,9 +1,12 @@
 """The application at /auth/v1: its own errors, the API key every call carries, and the routes of all its nouns."""
 
+import re
 from collections.abc import Sequence
 from typing import Final, Protocol
 
 from fastapi import APIRouter, Depends, FastAPI, Request
+from starlette.routing import Mount
+from starlette.types import ASGIApp
 
 from libs.common.http import create_app
 from services.gateway.auth.domain import AuthError
@@ -34,3 +37,11 @@ def build_app(keys: ApiKeys, routes: Sequence[Routes], *, version: str) -> FastA
     for each in routes:
         app.include_router(each.router(), dependencies=[Depends(require_api_key)])
     return app
+
+
+def mounted(app: ASGIApp) -> Mount:
+    """Whoever signs people in, at its address."""
+    mount = Mount("/auth/v1", app=app)
+    # A line break in a path is part of it, too: what begins so is answered in sign-in's shape.
+    mount.path_regex = re.compile(mount.path_regex.pattern, re.DOTALL)
+    return mount

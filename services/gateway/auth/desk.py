@@ -9,6 +9,7 @@ from fastapi import Query, Request
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from libs.common.database import Connection, Database
+from libs.common.inputs import require_storable
 from services.gateway.auth import operations, queries
 from services.gateway.auth.domain import AuthError, User, refresh_token_of
 from services.gateway.auth.operations import SignedIn
@@ -33,7 +34,7 @@ class AuthInput(BaseModel):
     def _null_is_absent(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        fields = cast("dict[str, Any]", values)
+        fields = cast("dict[str, Any]", require_storable(values))
         return {name: value for name, value in fields.items() if value is not None}
 
 

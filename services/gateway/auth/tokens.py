@@ -33,7 +33,7 @@ class AccessTokens:
         self._signing_key = ECAlgorithm.from_jwk(private[0])
         self._public_jwks = [_public_part(key) for key in private]
         self._verifying = {key["kid"]: ECAlgorithm.from_jwk(key) for key in self._public_jwks}
-        self._verified: OrderedDict[bytes, Mapping[str, Any]] = OrderedDict()
+        self._verified: OrderedDict[bytes, Identity] = OrderedDict()
 
     def jwks(self) -> dict[str, Any]:
         return {"keys": self._public_jwks}
@@ -72,13 +72,13 @@ class AccessTokens:
             raise InvalidAccessToken("The access token is too long.")
         # The whole token's hash is the cache key: a prefix would let one token answer for another.
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-        claims = self._verified.get(digest)
-        if claims is None or claims["exp"] <= time.time():
-            claims = self._decode(token)
-            self._verified[digest] = claims
+        identity = self._verified.get(digest)
+        if identity is None or identity.claims["exp"] <= time.time():
+            identity = _identity(self._decode(token))
+            self._verified[digest] = identity
             if len(self._verified) > _CACHE_SIZE:
                 self._verified.popitem(last=False)
-        return _identity(claims)
+        return identity
 
     def _decode(self, token: str) -> Mapping[str, Any]:
         try:

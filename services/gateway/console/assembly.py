@@ -12,7 +12,6 @@ from services.gateway.console.api import build_console
 from services.gateway.console.audit import AuditRoutes
 from services.gateway.console.door import Access, Door, origin_of
 from services.gateway.console.entry import EntryRoutes
-from services.gateway.console.house import House, Name
 from services.gateway.console.jobs import HealthSampler, TrafficBook
 from services.gateway.console.live import LiveParts
 from services.gateway.console.maintenance import MaintenanceRoutes
@@ -23,6 +22,8 @@ from services.gateway.console.runs import RunPages
 from services.gateway.console.state import Board
 from services.gateway.console.stripe_events import StripeEventRoutes
 from services.gateway.console.users import UserPages
+from services.gateway.house import House, Name
+from services.gateway.queues.state import QueueDesk
 from services.gateway.sessions import StandingCache
 from services.gateway.sse import StreamSlots
 from services.gateway.switches.state import Switches
@@ -38,6 +39,7 @@ class Ingredients:
     switches: Switches
     slots: StreamSlots
     upstreams: Mapping[Name, Upstream]
+    queues: QueueDesk
     public_url: str
     checks: Sequence[Check]
     stopping: asyncio.Event
@@ -52,18 +54,13 @@ class Assembled:
 
 def assemble(backbone: Backbone, given: Ingredients) -> Assembled:
     database, clock, settings = backbone.database, backbone.clock, backbone.settings
-    board = Board(
-        upstreams=given.upstreams,
-        own_checks=given.checks,
-        parked=backbone.parked,
-        own_queues=backbone.consumer.queues,
-    )
+    board = Board(upstreams=given.upstreams, own_checks=given.checks, desk=given.queues)
     door = Door(given.access, origin=origin_of(given.public_url))
     house, live = House(given.upstreams), LiveParts(door=door, slots=given.slots, stopping=given.stopping)
     view = View(clock=clock, environment=settings.environment, version=settings.service_version)
     pages = (
         OverviewRoutes(database=database, board=board, view=view, live=live, clock=clock),
-        QueueRoutes(database=database, board=board, house=house, parked=backbone.parked, view=view, live=live),
+        QueueRoutes(board=board, desk=given.queues, view=view, live=live),
         StripeEventRoutes(database=database, house=house, view=view),
         UserPages(database=database, house=house, standings=given.standing_cache, view=view),
         RunPages(database=database, house=house, view=view, live=live),

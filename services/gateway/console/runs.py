@@ -10,9 +10,9 @@ from libs.common.database import Database
 from services.gateway.console import operations, queries
 from services.gateway.console.domain import RUN_STATES, timeline
 from services.gateway.console.door import Entered
-from services.gateway.console.house import House
 from services.gateway.console.live import LiveParts
 from services.gateway.console.render import View, to
+from services.gateway.house import House
 
 LIVE_S: Final = 1.0
 _GOING: Final = ("queued", "running")

@@ -3,13 +3,13 @@
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
-from libs.common.broker import BrokerUnavailable, ParkedMessages
 from libs.common.health import Check, run_checks
 from services.gateway.console.domain import SERVICES, ServiceHealth, Status, dependencies_of, read_health
-from services.gateway.console.house import Name
+from services.gateway.house import Name
+from services.gateway.queues.state import QueueDesk, QueuesView
 from services.gateway.upstreams import Upstream, UpstreamUnavailable
 
 FRESH_S: Final = 2.0
@@ -28,30 +28,11 @@ class HealthView:
         return {**{service.name: service.status for service in self.services}, **self.dependencies}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueuesView:
-    """`silent`: services that did not answer, whose queues are therefore not listed."""
-
-    items: Sequence[Mapping[str, Any]]
-    silent: Sequence[str]
-
-    def sum_of(self, name: str) -> int:
-        return sum(item[name] for item in self.items)
-
-
 class Board:
-    def __init__(
-        self,
-        *,
-        upstreams: Mapping[Name, Upstream],
-        own_checks: Sequence[Check],
-        parked: ParkedMessages,
-        own_queues: Sequence[str],
-    ) -> None:
+    def __init__(self, *, upstreams: Mapping[Name, Upstream], own_checks: Sequence[Check], desk: QueueDesk) -> None:
         self._upstreams: Mapping[str, Upstream] = {**upstreams}
         self._own_checks = own_checks
-        self._parked = parked
-        self._own_queues = own_queues
+        self._desk = desk
         self._lock = asyncio.Lock()
         self._health: tuple[float, HealthView] | None = None
         self._queues: tuple[float, QueuesView] | None = None
@@ -66,14 +47,7 @@ class Board:
     async def queues(self) -> QueuesView:
         async with self._lock:
             if self._queues is None or self._queues[0] < time.monotonic():
-                answers = await asyncio.gather(*(self._ask_queues(name) for name in SERVICES))
-                self._queues = (
-                    time.monotonic() + FRESH_S,
-                    QueuesView(
-                        items=[item for answer in answers for item in answer or ()],
-                        silent=[name for name, answer in zip(SERVICES, answers, strict=True) if answer is None],
-                    ),
-                )
+                self._queues = time.monotonic() + FRESH_S, await self._desk.states()
             return self._queues[1]
 
     def forget(self) -> None:
@@ -88,16 +62,3 @@ class Board:
         except UpstreamUnavailable:
             return ServiceHealth(name=name, status="away")
         return read_health(name, response.json())
-
-    async def _ask_queues(self, name: str) -> list[Mapping[str, Any]] | None:
-        if name not in self._upstreams:
-            try:
-                states = await self._parked.states(self._own_queues)
-            except BrokerUnavailable:
-                return None
-            return [{"queue": queue, **asdict(state)} for queue, state in states.items()]
-        try:
-            response = await self._upstreams[name].call("GET", "/internal/admin/queues")
-        except UpstreamUnavailable:
-            return None
-        return response.json()["items"] if response.is_success else None

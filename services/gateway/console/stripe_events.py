@@ -8,8 +8,8 @@ from libs.common.database import Database
 from libs.common.errors import NotFound
 from services.gateway.console import operations
 from services.gateway.console.door import Entered
-from services.gateway.console.house import House, ServiceRefused
 from services.gateway.console.render import View, to
+from services.gateway.house import House, ServiceRefused
 
 
 class StripeEventRoutes:

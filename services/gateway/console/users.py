@@ -17,8 +17,8 @@ from services.gateway.admin_users.domain import UserPatch, read_cursor, write_cu
 from services.gateway.console import operations, queries
 from services.gateway.console.domain import TIERS, Bar, bars
 from services.gateway.console.door import Entered, Form
-from services.gateway.console.house import House
 from services.gateway.console.render import View, to
+from services.gateway.house import House
 from services.gateway.sessions import StandingCache
 
 PAGE: Final = 50

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
 
+import structlog
 from fastapi import APIRouter, Response
 
 from libs.common.database import Database
@@ -17,6 +18,8 @@ from services.gateway.exports.domain import Format, as_json, as_zip
 from services.gateway.quotas import Quotas
 from services.gateway.sessions import CurrentIdentity
 from services.gateway.upstreams import Name, Upstream, UpstreamUnavailable
+
+log = structlog.get_logger(__name__)
 
 METRIC: Final = "exports"
 SLOW_S: Final = 20.0
@@ -97,6 +100,7 @@ class ExportRoutes:
             return response.json()
         if response.status_code == 503 and response.json().get("code") == "billing.disabled":  # noqa: PLR2004
             return None
+        log.warning("export_incomplete", upstream=service, path=path.partition("?")[0], status=response.status_code)
         raise UpstreamUnavailable(f"The {service} service did not tell what it holds.", retry_after_s=5)
 
     async def _list(self, identity: Identity, service: Name, path: str) -> list[Any] | None:

@@ -56,7 +56,7 @@ class Relay:
 
     async def _relay(self, request: Request) -> Response:
         path = str(request.scope["path"])
-        if ".." in unquote(path).split("/"):
+        if ".." in unquote(path).split("/") or not path.isprintable():
             return _refuse(request, AuthError(404, "validation_failed", "There is nothing here."))
         headers = {name: request.headers[name] for name in _SENT_ON if name in request.headers}
         if request.client is not None:  # the project limits by address, too: one it believes if it counts us as a hop

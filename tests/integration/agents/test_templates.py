@@ -7,8 +7,9 @@ from uuid import UUID
 import httpx
 import pytest
 
+from libs.common import service_tokens
 from libs.common.ids import new_id
-from tests.harness.services import Place, RunningService, service_headers
+from tests.harness.services import SERVICE_TOKEN_SECRET, Place, RunningService, service_headers
 from tests.integration.agents.workshop import FakeModel, agents, agents_database, get, has_status, request_run
 
 
@@ -107,13 +108,14 @@ async def test_the_same_key_makes_one_template_and_another_s_key_none(service: R
 
 
 @pytest.fixture
-async def admin(place: Place) -> UUID:
-    admin = new_id()
-    await place.database.execute("INSERT INTO auth.users (id, email) VALUES ($1, 'admin@example.com')", admin)
-    await place.database.execute(
-        "UPDATE user_profiles SET premium_features = '{\"admin\": true}' WHERE user_id = $1", admin
-    )
-    return admin
+def admin() -> UUID:
+    return new_id()
+
+
+async def curate(service: RunningService, admin: UUID, method: str, body: Any = None) -> httpx.Response:
+    """As the gateway asks for somebody whom it has let through as an admin."""
+    headers = service_headers("agents", user_id=admin, is_admin=True)
+    return await service.client.request(method, "/internal/admin/prompt-atoms", json=body, headers=headers)
 
 
 ATOM = {"key": "tone.pirate", "category": "tone", "title": "Pirate", "body": "Speak like a pirate.", "tags": ["ship"]}
@@ -122,7 +124,7 @@ ATOM = {"key": "tone.pirate", "category": "tone", "title": "Pirate", "body": "Sp
 async def test_an_admin_s_atom_is_used_and_a_new_version_begins_without_verdicts(
     place: Place, service: RunningService, model: FakeModel, user_id: UUID, admin: UUID
 ) -> None:
-    saved = await call(service, admin, "PUT", "/admin/prompt-atoms", ATOM)
+    saved = await curate(service, admin, "PUT", ATOM)
     assert (saved.status_code, saved.json()["version"], saved.json()["changed_by"]) == (200, 1, str(admin))
     async with agents_database(place.database) as database:
         run_id = await request_run(database, user_id, task="Name our ship.")
@@ -131,31 +133,33 @@ async def test_an_admin_s_atom_is_used_and_a_new_version_begins_without_verdicts
     assert "tone.pirate@1" in row["atoms"]
     verdict = {"verdict": "approved"}
     assert (await call(service, user_id, "POST", f"/runs/{run_id}/feedback", verdict)).status_code == 200
-    same = (await call(service, admin, "PUT", "/admin/prompt-atoms", {**ATOM, "weight": 200})).json()
+    same = (await curate(service, admin, "PUT", {**ATOM, "weight": 200})).json()
     assert (same["version"], same["approvals"]) == (1, 1)
-    changed = (
-        await call(service, admin, "PUT", "/admin/prompt-atoms", {**ATOM, "body": "Speak like a captain."})
-    ).json()
+    changed = (await curate(service, admin, "PUT", {**ATOM, "body": "Speak like a captain."})).json()
     assert (changed["version"], changed["approvals"]) == (2, 0)
     (kept,) = await place.database.fetch("SELECT version, body, approvals FROM agents.prompt_atom_versions")
     assert kept == {"version": 1, "body": "Speak like a pirate.", "approvals": 1}
     # A verdict on an answer of the former version says nothing of the present one.
     await call(service, user_id, "POST", f"/runs/{run_id}/feedback", {"verdict": "rejected"})
-    listed = (await get(service, admin, "/internal/admin/prompt-atoms"))["items"]
+    listed = (await curate(service, admin, "GET")).json()["items"]
     assert next(it["rejections"] for it in listed if it["key"] == "tone.pirate") == 0
 
 
 async def test_a_category_has_one_default_and_an_inactive_atom_is_not_used(
     service: RunningService, user_id: UUID, admin: UUID
 ) -> None:
-    await call(service, admin, "PUT", "/admin/prompt-atoms", {**ATOM, "is_default": True})
+    await curate(service, admin, "PUT", {**ATOM, "is_default": True})
     atoms = (await get(service, user_id, "/internal/prompt-atoms"))["items"]
     assert [it["key"] for it in atoms if it["category"] == "tone" and it["is_default"]] == ["tone.pirate"]
-    await call(service, admin, "PUT", "/admin/prompt-atoms", {**ATOM, "is_active": False})
+    await curate(service, admin, "PUT", {**ATOM, "is_active": False})
     assert "tone.pirate" not in str(await get(service, user_id, "/internal/prompt-atoms"))
-    assert "tone.pirate" in str(await get(service, admin, "/internal/admin/prompt-atoms"))
+    assert "tone.pirate" in (await curate(service, admin, "GET")).text
 
 
-async def test_nobody_but_admins_curates_atoms(service: RunningService, user_id: UUID) -> None:
+async def test_nobody_curates_atoms_whom_the_gateway_calls_no_admin(service: RunningService, user_id: UUID) -> None:
+    claims = {"sub": str(user_id), "role": "authenticated", "is_admin": True}
+    of_another = service_tokens.mint(SERVICE_TOKEN_SECRET, issuer="billing", audience="agents", user=claims)
     for method, body in (("GET", None), ("PUT", ATOM)):
         assert (await call(service, user_id, method, "/admin/prompt-atoms", body)).status_code == 403
+        headers = {"Authorization": f"Bearer {of_another}"}
+        assert (await call(service, user_id, method, "/admin/prompt-atoms", body, **headers)).status_code == 403

@@ -1,6 +1,10 @@
 """What admins may do: users, rights, maintenance in every replica, and the trace each act leaves."""
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -79,31 +83,65 @@ async def test_users_are_found_and_paged(admin: SignedIn, other: SignedIn) -> No
 
 
 async def test_maintenance_closes_every_replica_to_users_alone_and_ends_by_itself(
-    admin: SignedIn, other: SignedIn, settings: Settings
+    admin: SignedIn, other: SignedIn, gateway: RunningService, settings: Settings, place: Place
 ) -> None:
-    async with run_service(build(settings)) as replica:
-        elsewhere = {"Authorization": other.client.headers["Authorization"]}
-        assert (await admin.client.put("/v1/admin/maintenance", json={"expires_in_s": 3})).status_code == 200
+    async with run_service(build(settings)) as elsewhere, AsyncExitStack() as stack:
+        replicas = (gateway, elsewhere)
+        streams = [await stack.enter_async_context(_open_stream(one, other)) for one in replicas]
+        closing = await admin.client.put("/v1/admin/maintenance", json={"expires_in_s": 600})
+        assert closing.status_code == 200
+        await eventually(partial(_all_answer, replicas, other, 503), within_s=2)
+        for one in replicas:
+            for method, path in (("GET", "/v1/profile"), ("POST", "/v1/runs"), ("GET", "/v1/events")):
+                closed = await one.client.request(method, path, headers=_bearer(other))
+                assert (closed.status_code, closed.content) == (503, MAINTENANCE)
+                assert closed.headers["retry-after"] == "3600"
+                assert closed.headers["content-type"] == "application/json"
+            assert (await one.client.get("/health")).json()["status"] == "ok"
+            assert (await one.client.get("/health/live")).status_code == 200
+            for webhook in ("/billing/webhook", f"/webhooks/github/{uuid4()}"):
+                passed = await one.client.post(webhook, content=b"{}")
+                assert passed.json()["code"] == "gateway.upstream_unavailable"  # let in, to services that are away
+            assert (await one.client.get("/v1/profile", headers=_bearer(admin))).status_code == 200
+            assert (await one.client.get("/v1/admin/users", headers=_bearer(admin))).status_code == 200
+        # Streams that were open go on, and are told what happens meanwhile.
+        await place.database.execute(
+            "UPDATE public.user_profiles SET subscription_tier = 'pro' WHERE user_id = $1", other.user_id
+        )
+        for lines in streams:
+            async with asyncio.timeout(10):
+                assert "event: entitlements.changed" in [line async for line in _until_data(lines)]
+        assert await _all_answer(replicas, other, 503)
+        # Nobody opens the house: its time runs out. The database's clock decides, so the end is moved there.
+        switch = (await admin.client.get("/v1/admin/switches")).json()["items"][0]
+        assert 500 < switch["expires_in_s"] <= 600
+        await place.database.execute("UPDATE gateway.switches SET expires_at = now() + interval '2 seconds'")
+        await eventually(partial(_all_answer, replicas, other, 200), within_s=6)
 
-        async def is_closed_in_both() -> bool:
-            here = await other.client.get("/v1/profile")
-            there = await replica.client.get("/v1/profile", headers=elsewhere)
-            return (here.status_code, there.status_code) == (503, 503)
 
-        await eventually(is_closed_in_both, within_s=2)
-        closed = await replica.client.get("/v1/profile", headers=elsewhere)
-        assert closed.content == MAINTENANCE
-        assert closed.headers["retry-after"] == "3600"
-        assert (await replica.client.get("/health")).status_code == 200
-        assert (await replica.client.post("/billing/webhook", content=b"{}")).content != MAINTENANCE
-        assert (await admin.client.get("/v1/profile")).status_code == 200
+async def _all_answer(replicas: Sequence[RunningService], user: SignedIn, status: int) -> bool:
+    answers = [await one.client.get("/v1/profile", headers=_bearer(user)) for one in replicas]
+    return [answer.status_code for answer in answers] == [status] * len(replicas)
 
-        async def is_open_in_both() -> bool:
-            here = await other.client.get("/v1/profile")
-            there = await replica.client.get("/v1/profile", headers=elsewhere)
-            return (here.status_code, there.status_code) == (200, 200)
 
-        await eventually(is_open_in_both, within_s=6)
+def _bearer(user: SignedIn) -> dict[str, str]:
+    return {"Authorization": user.client.headers["Authorization"]}
+
+
+@asynccontextmanager
+async def _open_stream(at: RunningService, user: SignedIn) -> AsyncGenerator[AsyncIterator[str], None]:
+    """The lines of the user's event stream, which has begun."""
+    async with at.client.stream("GET", "/v1/events", headers=_bearer(user), timeout=30) as response:
+        lines = response.aiter_lines()
+        assert await anext(lines) == ": still here"
+        yield lines
+
+
+async def _until_data(lines: AsyncIterator[str]) -> AsyncIterator[str]:
+    async for line in lines:
+        yield line
+        if line.startswith("data:"):
+            return
 
 
 async def test_one_route_group_is_closed_alone(admin: SignedIn, other: SignedIn) -> None:

@@ -14,6 +14,8 @@ from services.gateway.console import queries
 from services.gateway.console.charts import total
 from services.gateway.console.jobs import HealthSampler, TrafficBook
 from services.gateway.console.state import Board
+from services.gateway.house import House
+from services.gateway.queues.state import QueueDesk
 from tests.harness.services import Place
 
 
@@ -57,7 +59,8 @@ async def test_one_replica_looks_in_each_slot_and_keeps_what_it_saw(place: Place
     async with open_publisher(place.amqp_url("gateway"), name="gateway") as publisher:
         parked = ParkedMessages(place.amqp_url("gateway"), publisher=publisher, name="gateway")
         checks = [Check(name="database", probe=fails, runbook="database-connection-errors")]
-        board = Board(upstreams={}, own_checks=checks, parked=parked, own_queues=[])
+        desk = QueueDesk(database=database, house=House({}), parked=parked, own_queues=[])
+        board = Board(upstreams={}, own_checks=checks, desk=desk)
         samplers = [HealthSampler(database, board) for _ in range(3)]
         took = await asyncio.gather(*(sampler.sample() for sampler in samplers))
     async with database.transaction() as conn:

@@ -106,6 +106,9 @@ async def test_refusals_of_the_project_come_through_as_it_gave_them(houses: TwoH
     assert "evil.example" not in click.headers["location"]
     for path in ("/auth/v1/%2e%2e/v1/profile", "/auth/v1/..%2fv1/profile", "/auth/v1/x/%2e%2e/%2e%2e/v1/profile"):
         assert (await houses.gateway.client.get(path, headers=headers)).status_code in {401, 404}
+    for path in ("/auth/v1/us%0Aer", "/auth/v1/user%09", "/auth/v1/%C2%85"):
+        nowhere = await houses.gateway.client.get(path, headers=headers)
+        assert (nowhere.status_code, nowhere.json()["code"]) == (404, "validation_failed")
 
 
 async def test_a_change_at_the_project_arrives_with_the_next_token(houses: TwoHouses, place: Place) -> None:

@@ -157,6 +157,17 @@ async def test_sql_in_any_text_is_text(user: SignedIn, anon: httpx.AsyncClient, 
     assert await place.database.fetchval("SELECT count(*) FROM auth.users") == 1
 
 
+async def test_metadata_that_no_table_could_hold_is_refused(user: SignedIn, anon: httpx.AsyncClient) -> None:
+    apikey = {"apikey": anon.headers["apikey"], "x-supabase-api-version": "2024-01-01"}
+    for data in ({"n": 2**70}, {"text": "a\x00b"}, {"deep": json.loads("[" * 300 + "]" * 300)}):
+        body = {"email": "bob@example.com", "password": "correct horse", "data": data}
+        for answer in (
+            await anon.post("/auth/v1/signup", json=body),
+            await user.client.put("/auth/v1/user", json={"data": data}, headers=apikey),
+        ):
+            assert (answer.status_code, answer.json()["code"]) == (400, "validation_failed")
+
+
 async def test_links_in_mails_lead_where_the_configuration_says(
     anon: httpx.AsyncClient, user: SignedIn, place: Place, settings: Settings
 ) -> None:
@@ -191,6 +202,14 @@ async def test_a_poisoned_host_or_path_reaches_no_other_route(gateway: RunningSe
     ):
         status = await _raw(port, f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
         assert status in {400, 401, 404}, (target, host, status)
+
+
+async def test_a_path_with_a_line_break_is_refused_in_the_shape_of_where_it_leads(anon: httpx.AsyncClient) -> None:
+    sign_in = await anon.get("/auth/v1/us%0Aer")
+    assert (sign_in.status_code, sign_in.headers["content-type"]) == (404, "application/json")
+    assert sign_in.json().keys() == {"code", "message"}
+    ours = await anon.get("/v1/pro%0Afile")
+    assert (ours.status_code, ours.headers["content-type"]) == (404, "application/problem+json")
 
 
 @pytest.mark.parametrize(

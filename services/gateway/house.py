@@ -1,4 +1,4 @@
-"""The other services as the console asks them: signed calls, and a refusal of theirs told as it was meant."""
+"""The other services as operators ask them: signed calls, and a refusal of theirs told as it was meant."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -26,6 +26,10 @@ class ServiceRefused(VentureError):
 class House:
     def __init__(self, upstreams: Mapping[Name, Upstream]) -> None:
         self._upstreams = upstreams
+
+    @property
+    def services(self) -> tuple[Name, ...]:
+        return tuple(self._upstreams)
 
     async def ask(
         self,
