@@ -1,4 +1,4 @@
-"""A disk without room for the tables that grow: some megabytes of memory as a file system, which only root can mount."""
+"""A disk without room for the tables that grow: megabytes of memory as a file system, mounted by root."""
 
 import os
 import pwd
