@@ -1,8 +1,8 @@
 """How much faster metering settles runs than a FastStream subscriber: `python -m bench.metering_consumer [runs]`.
 
-Both drain the same number of finished runs (each under a hold) from the same queue with the same handler, and relay what
-they tell of them, one after the other, each in a process of its own; the time is the database's, from the first booking
-to the last. FastStream comes into `.local/bench` by uv, pinned, and is no dependency of the project.
+Both drain the same number of finished runs (each under a hold) from the same queue with the same handler, and relay
+what they tell of them, one after the other, each in a process of its own; the time is the database's, from the first
+booking to the last. FastStream comes into `.local/bench` by uv, pinned, and is no dependency of the project.
 """
 
 import asyncio
