@@ -73,7 +73,7 @@ async def nginx() -> AsyncGenerator[tuple[str, str, int], None]:
         place = Path(folder) / "gateway.conf"
         place.write_text(text, encoding="utf-8")
         async with running(("nginx", "-c", place, "-e", f"{folder}/error.log")) as pid:
-            await answering(f"http://127.0.0.1:{port}/v1/usage")
+            await answering(f"http://127.0.0.1:{port}/v1/usage", pid)
             yield f"http://127.0.0.1:{upstream}", f"http://127.0.0.1:{port}", pid
 
 
@@ -127,7 +127,7 @@ async def gateways(servers: Servers) -> AsyncGenerator[tuple[list[Gateway], str]
             own = {**environment, "PORT": str(port), "NODE_ENV": "production"}
             pid = await stack.enter_async_context(running(command, environment=own, folder=folder, name=short))
             peer = f"http://127.0.0.1:{port}"
-            await answering(f"{peer}/v1/usage")
+            await answering(f"{peer}/v1/usage", pid)
             listed.append(Gateway(name=name, url=peer, pid=pid, tokens=tokens))
         listed.append(Gateway(name=FLOOR, url=floor_url, pid=floor_pid, tokens=tokens))
         yield listed, upstream
