@@ -8,6 +8,7 @@ beside this is the same in more detail.
 import os
 import random
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Final
 
 import uvloop
@@ -29,13 +30,14 @@ AT_ONCE: Final = 4
 BATCHES: Final = int(float(os.environ.get("BENCH_SCALE", "1")) * 80)
 
 
-def requests(chance: random.Random, users: list[str], count: int) -> Iterator[bytes]:
+def requests(users: list[str], count: int, now: datetime) -> Iterator[bytes]:
+    chance = random.Random(count)  # noqa: S311 - no secret
     token = service_tokens.mint(
         SERVICE_TOKEN_SECRET, issuer="gateway", audience="metering", user={"role": "service_role"}
     )
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/cloudevents-batch+json"}
     for number in range(count):
-        batch = a_batch(chance, users)
+        batch = a_batch(chance, users, now)
         request = as_bytes("POST", "/internal/usage/events", headers=headers, body=batch)
         yield request
         if number % 10 == 0:
@@ -43,9 +45,15 @@ def requests(chance: random.Random, users: list[str], count: int) -> Iterator[by
 
 
 async def load(database: TestDatabase, url: str, pid: int, count: int) -> Figures:
-    chance = random.Random(count)  # noqa: S311 - no secret
     users = [str(new_id()) for _ in range(USERS)]
-    batches = list(requests(chance, users, count))
+    await database.execute(
+        """
+        INSERT INTO metering.entitlements (user_id, version, tier, status)
+        SELECT user_id, 1, 'pro', 'active' FROM unnest($1::text[]) AS named(user_id)
+        """,
+        users,
+    )
+    batches = list(requests(users, count, await database.fetchval("SELECT now()")))
     before = spent(pid)
     outcome = await closed_loop(url, iter(batches), connections=AT_ONCE, seconds=60)
     after = spent(pid)
