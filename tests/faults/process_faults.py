@@ -3,15 +3,21 @@
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import asyncpg
+import pytest
 
 from ops.stack.stack import Stack
+from tests.faults.disks import GROWING_TABLES, fill, off_disk, on_disk, small_disk
+from tests.faults.firewall import dropped_packets, may_drop_packets
 from tests.faults.kills import Killer
+from tests.faults.next_release import NEXT_RELEASE, NEXT_RELEASE_TAKEN_BACK, migrate_patiently
+from tests.faults.rabbitmqctl import rabbitmqctl
+from tests.faults.soak.ports import Ports
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +83,46 @@ async def asked_to_stop(field: Field, *, rounds: int) -> None:
             await asyncio.sleep(2.5)
 
 
+async def alarmed(field: Field, *, raised: Sequence[str], cleared: Sequence[str], for_s: float) -> None:
+    """The broker takes nothing from those who publish, and goes on giving to those who consume."""
+    await rabbitmqctl(field.stack, *raised)
+    try:
+        await asyncio.sleep(for_s)
+    finally:
+        await rabbitmqctl(field.stack, *cleared)
+
+
+async def disk_full(field: Field, *, for_s: float) -> None:
+    """The tables that grow with every run lie on a disk of their own, on which there is no room left."""
+    with small_disk(field.stack) as disk:
+        await on_disk(field.superuser_url, GROWING_TABLES, disk)
+        try:
+            await asyncio.sleep(2)
+            filler = disk / "filler"
+            fill(filler)
+            await asyncio.sleep(for_s)
+            filler.unlink()
+        finally:
+            await off_disk(field.superuser_url, GROWING_TABLES)
+
+
+async def packets_dropped(field: Field, engine: str, *, for_s: float) -> None:
+    if not may_drop_packets():
+        pytest.skip("dropping packets needs root and iptables")
+    with dropped_packets(Ports(field.stack).of(engine)):
+        await asyncio.sleep(for_s)
+
+
+async def migrated_and_taken_back(field: Field) -> None:
+    """What a release does to a database in use: a column, an index, events with fields that old consumers do not know.
+
+    Each statement waits for its lock no longer than migrations do, and is tried again.
+    """
+    for statement in (*NEXT_RELEASE, *NEXT_RELEASE_TAKEN_BACK):
+        await migrate_patiently(field.superuser_url, statement)
+        await asyncio.sleep(1)
+
+
 Fault = Callable[[Field], Awaitable[None]]
 
 FAULTS: Final[Mapping[str, Fault]] = {
@@ -90,5 +136,19 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "metering killed ten times": lambda field: killed(field, "metering", times=10, every_s=1.5),
     "agents killed ten times": lambda field: killed(field, "agents", times=10, every_s=1.5),
     "agents frozen past their lease": lambda field: frozen(field, "agents", for_s=40),
+    "the broker's disk alarm for 15 s": lambda field: alarmed(
+        field, raised=("set_disk_free_limit", "900GB"), cleared=("set_disk_free_limit", "1GB"), for_s=15
+    ),
+    "the broker's memory alarm for 15 s": lambda field: alarmed(
+        field,
+        raised=("set_vm_memory_high_watermark", "absolute", "1MB"),
+        cleared=("set_vm_memory_high_watermark", "0.4"),
+        for_s=15,
+    ),
+    "the database's disk full for 10 s": lambda field: disk_full(field, for_s=10),
+    "packets to the database dropped for 8 s": lambda field: packets_dropped(field, "postgres", for_s=8),
+    "packets to the broker dropped for 15 s": lambda field: packets_dropped(field, "rabbitmq", for_s=15),
+    "packets to redis dropped for 8 s": lambda field: packets_dropped(field, "redis", for_s=8),
+    "a release's migration and its rollback": migrated_and_taken_back,
     "rolling restart": lambda field: asked_to_stop(field, rounds=2),
 }

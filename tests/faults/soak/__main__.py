@@ -6,13 +6,11 @@ random as time is.
 
 import argparse
 import asyncio
-import random
 import secrets
 import shutil
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,16 +20,12 @@ import httpx
 from ops.stack.stack import Stack
 from ops.stack.temporary import temporary_stack
 from tests.faults.soak import report
-from tests.faults.soak.books import Books, BrokenPromise
+from tests.faults.soak.books import BrokenPromise
 from tests.faults.soak.disturbances import Disturber, recoveries
-from tests.faults.soak.door import Stopped, open_door
-from tests.faults.soak.money import Stripe
-from tests.faults.soak.people import People
+from tests.faults.soak.load import Load, open_load
 from tests.faults.soak.ports import Ports
-from tests.faults.soak.promises import Promises
 from tests.faults.soak.report import say
 from tests.faults.soak.sizes import Sizes
-from tests.faults.soak.usage import report_usage
 from tests.faults.verdict import chance_of
 
 VISITORS: Final = 3
@@ -45,30 +39,20 @@ class Soak:
     seed: int
     for_s: float
     began: float
-    over: asyncio.Event
-    books: Books
-    people: People
-    stripe: Stripe
+    load: Load
     disturber: Disturber
-    promises: Promises
     sizes: Sizes
-    service_key: str
 
     async def run(self) -> str:
         """Why it ended early, or nothing."""
         broken: list[str] = []
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(VISITORS):
-                    group.create_task(self.people.visit())
-                group.create_task(self.people.ask_for_too_much())
-                group.create_task(report_usage(self.people, self.service_key))
-                group.create_task(self.stripe.post_office(self.people.door, self.over))
-                group.create_task(self.promises.watch(self.over))
+                self.load.start(group)
                 group.create_task(self._sample())
                 group.create_task(self._tell())
                 group.create_task(self._disturb())
-            await self.promises.settle()
+            await self.load.promises.settle()
         except* BrokenPromise as raised:
             broken += [str(one) for one in raised.exceptions]
         return "; ".join(broken)
@@ -76,92 +60,76 @@ class Soak:
     async def _disturb(self) -> None:
         await self.disturber.disturb(for_s=self.for_s, say=say)
         await asyncio.sleep(max(self.began + self.for_s - time.monotonic(), 0))
-        self.over.set()
+        self.load.over.set()
 
     async def _sample(self) -> None:
-        while not self.over.is_set():
+        while not self.load.over.is_set():
             await asyncio.to_thread(self.sizes.take)
             await asyncio.sleep(SAMPLE_EVERY_S)
 
     async def _tell(self) -> None:
-        while not self.over.is_set():
+        while not self.load.over.is_set():
             await asyncio.sleep(60)
-            say(report.progress(self.began, self.books, self.disturber.happened, self.promises.snapshots))
+            say(report.progress(self.began, self.load.books, self.disturber.happened, self.load.promises.snapshots))
 
 
 async def soak(stack: Stack, *, seed: int, minutes: float) -> bool:
-    values = stack.operator_environment()
-    books, stopped, over = Books(), Stopped(), asyncio.Event()
-    chances = [random.Random(f"{seed} {part}") for part in ("people", "money")]  # noqa: S311 - a schedule, no secret
-    async with AsyncExitStack() as exits:
-        client = await exits.enter_async_context(httpx.AsyncClient(timeout=20))
-        door = await exits.enter_async_context(open_door(values, books, stopped, chances[0]))
-        stripe = Stripe(
-            base_url=values["STRIPE_API_BASE"],
-            secret_key=values["STRIPE_SECRET_KEY"],
-            client=client,
-            chance=chances[1],
-        )
-        superuser_url = values["SUPERUSER_DATABASE_URL"]
+    async with open_load(stack, seed=seed, visitors=VISITORS) as load, httpx.AsyncClient(timeout=5) as client:
         ports = Ports(stack)
+        disturber = Disturber(
+            stack=stack,
+            ports=ports,
+            superuser_url=load.promises.superuser_url,
+            chance=chance_of(seed),
+            stopped=load.people.door.stopped,
+            client=client,
+        )
         one = Soak(
             seed=seed,
             for_s=minutes * 60,
             began=time.monotonic(),
-            over=over,
-            books=books,
-            people=People(door=door, stripe=stripe, over=over),
-            stripe=stripe,
-            disturber=Disturber(
-                stack=stack,
-                ports=ports,
-                superuser_url=superuser_url,
-                chance=chance_of(seed),
-                stopped=stopped,
-                client=client,
-            ),
-            promises=Promises(superuser_url=superuser_url, amqp_url=values["AMQP_URL"], books=books, stripe=stripe),
+            load=load,
+            disturber=disturber,
             sizes=Sizes(stack=stack, ports=ports),
-            service_key=values["SUPABASE_SERVICE_ROLE_KEY"],
         )
-        broken = await one.run()
-        return await conclude(one, broken)
+        return await conclude(one, await one.run())
 
 
 async def conclude(one: Soak, broken: str) -> bool:
     """Print the verdict and the summary, and keep them; True if everything held."""
+    books, promises = one.load.books, one.load.promises
     soak_s, growth = time.monotonic() - one.began, one.sizes.growth()
-    settled_s = None if one.promises.settled_s is None else round(one.promises.settled_s, 1)
+    settled_s = None if promises.settled_s is None else round(promises.settled_s, 1)
     complaints = [broken] if broken else one.sizes.complaints(growth, soak_s=soak_s)
-    if one.books.late:
-        complaints.append(f"{len(one.books.late)} answers came later than promised, the first: {one.books.late[0]}")
+    if books.late:
+        complaints.append(f"{len(books.late)} answers came later than promised, the first: {books.late[0]}")
     summary: dict[str, Any] = {
         "seed": one.seed,
         "soak_s": round(soak_s),
-        "books": one.books.counts(),
-        "snapshots": one.promises.snapshots,
+        "books": books.counts(),
+        "snapshots": promises.snapshots,
         "settled_s": settled_s,
         "recovery": recoveries(one.disturber.happened),
         "sizes": growth,
     }
     if not broken:
-        verdict, parked = await one.promises.verdict(one.seed), await one.promises.parked()
+        verdict, parked = await promises.verdict(one.seed), await promises.parked()
         if not verdict.is_clean:
-            complaints.append(f"what was accepted and what happened differ: {one.promises.left}")
+            complaints.append(f"what was accepted and what happened differ: {promises.left}")
         if parked:
             complaints.append(f"{parked} messages are parked, and none was poisoned")
         summary["verdict"] = report.verdict_line(
             verdict,
-            recovered=one.books.recovered,
+            recovered=books.recovered,
             parked=parked,
-            p99_s=one.books.p99_s,
+            p99_s=books.p99_s,
             happened=one.disturber.happened,
         )
         say(summary["verdict"])
     say(report.table(growth))
     for name in ("books", "recovery"):
         say(f"{name}: {summary[name]}")
-    say(f"{one.promises.snapshots} snapshots clean; settled {settled_s} s after the end")
+    say(f"{promises.snapshots} snapshots clean; settled {settled_s} s after the end")
     path = report.write(one.seed, {**summary, "complaints": complaints}, one.sizes, one.disturber.happened)
     for complaint in complaints:
         say(f"BROKEN: {complaint}")

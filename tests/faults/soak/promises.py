@@ -66,6 +66,11 @@ class Promises:
     snapshots: int = 0
     settled_s: float | None = None
     left: dict[str, Any] = field(default_factory=dict[str, Any])
+    before: set[str] = field(default_factory=set[str])
+    """What had happened already when the load began."""
+
+    async def remember(self) -> None:
+        self.before = set(await self._names(EFFECTS))
 
     async def watch(self, over: asyncio.Event) -> None:
         """Look until it is over. A snapshot that the database does not give, because it is a victim, is left out."""
@@ -117,8 +122,8 @@ class Promises:
     async def verdict(self, seed: int) -> Verdict:
         """Everything that was accepted, against all that happened. A run that succeeded is owed a charge as well."""
         accepted = [name for names in self.books.accepted.values() for name in names]
-        owed = [row["name"] for row in await self._fetch(OWED)]
-        effects = [row["name"] for row in await self._fetch(EFFECTS)]
+        owed = [name for name in await self._names(OWED) if name not in self.before]
+        effects = [name for name in await self._names(EFFECTS) if name not in self.before]
         # Runs are named by the house, so that one that nobody was told of is one too many.
         attempted = [name for kind, names in self.books.attempted.items() if kind != "run" for name in names]
         self.left = {
@@ -132,6 +137,9 @@ class Promises:
             effects=effects,
             ambiguous=self.books.ambiguous,
         )
+
+    async def _names(self, statement: LiteralString) -> list[str]:
+        return [row["name"] for row in await self._fetch(statement)]
 
     async def _plans_unlike_stripes(self) -> dict[str, Any]:
         wrong = 0

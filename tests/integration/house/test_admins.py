@@ -10,12 +10,19 @@ import pytest
 from libs.common.broker import parked_queue
 from libs.common.ids import new_id
 from services.gateway.wiring import build
-from tests.harness.house import House, Person
+from tests.harness.house import House, Person, open_house
 from tests.harness.patience import eventually
-from tests.harness.services import run_service
+from tests.harness.services import Place, run_service
 from tests.integration.house.test_fuzzing import become_admin
 
 QUEUE = "metering.agents.run_finished.v1"
+
+
+@pytest.fixture(scope="module")
+async def house(lasting_place: Place) -> AsyncGenerator[House, None]:
+    """One for all of them: each has people of its own."""
+    async with open_house(lasting_place) as opened:
+        yield opened
 
 
 @pytest.fixture

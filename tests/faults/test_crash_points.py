@@ -1,0 +1,52 @@
+"""Death between two systems, at each named point, again and again: what was accepted happens, and happens once."""
+
+import asyncio
+import secrets
+import shlex
+import time
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from ops.stack.stack import Stack
+from tests.faults.crashing import POINTS
+from tests.faults.other_programs import started_otherwise
+from tests.faults.soak.load import open_load
+from tests.faults.soak.money import wait_for
+
+DEATHS: Final = 5
+VISITORS: Final = 3
+PATIENCE_S: Final = 240.0
+
+
+@pytest.mark.parametrize("name", POINTS)
+async def test_death_between_two_systems_loses_nothing(
+    stack: Stack, name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    seed, point = request.config.getoption("--seed") or secrets.randbelow(1_000_000), POINTS[name]
+    left = tmp_path / "left"
+    left.write_text(str(DEATHS), encoding="ascii")
+
+    async def is_spent() -> bool:
+        return left.read_text(encoding="ascii") == "0"
+
+    began = time.monotonic()
+    module = f"-m services.{point.service}.main"
+    crashing = f"-m tests.faults.crashing {point.service} {shlex.quote(name)} {left}"
+    async with open_load(stack, seed=seed, visitors=VISITORS) as load:
+        async with (
+            started_otherwise(stack, point.service, lambda script: script.replace(module, crashing)),
+            asyncio.TaskGroup() as group,
+        ):
+            load.start(group)
+            await wait_for(is_spent, what=f"{DEATHS} deaths", within_s=PATIENCE_S, every_s=0.2)
+            load.over.set()
+        await load.promises.settle()
+        verdict, parked = await load.promises.verdict(seed), await load.promises.parked()
+    print(
+        f"{name}: {DEATHS} deaths in {time.monotonic() - began:.0f} s; {verdict} recovered {load.books.recovered} "
+        f"late {len(load.books.late)} p99 {load.books.p99_s:.2f}s settled {load.promises.settled_s:.1f}s"
+    )
+    assert verdict.is_clean, load.promises.left
+    assert parked == 0
