@@ -21,7 +21,7 @@ from jwt import PyJWK
 
 from bench.frame import CPU, LATENCIES, OURS, PER_S, RSS, Contender, Figures, Report, alternate, at_least, at_most
 from bench.load import as_bytes, at_rate, require_wrk, wrk
-from bench.peer_environments import NODE, PEERS, peer_node, peer_python
+from bench.peer_environments import NODE, PEERS, peer_node, peer_python, pinned
 from bench.processes import answering, running, spent
 from bench.report import publish
 from bench.service_process import service
@@ -165,6 +165,10 @@ async def compare(servers: Servers) -> Report:
             f"{results.ratio('per_s', to=EXPRESS):.1f} times Express",
             f"{results.ratio('per_s', to=FASTAPI):.1f} times plain FastAPI with httpx",
             f"{results.ratio('per_s', to=FLOOR):.2f} of nginx, which checks and counts nothing",
+            (
+                f"fastify {pinned('fastify', 'fastify')}, express {pinned('express', 'express')}, "
+                f"fastapi {pinned('fastapi_httpx', 'fastapi')}, httpx {pinned('fastapi_httpx', 'httpx')}"
+            ),
         ],
     )
 

@@ -30,7 +30,8 @@ AT_ONCE: Final = 4
 BATCHES: Final = int(float(os.environ.get("BENCH_SCALE", "1")) * 80)
 
 
-def requests(chance: random.Random, users: list[str], now: datetime, count: int) -> Iterator[bytes]:
+def requests(users: list[str], count: int, now: datetime) -> Iterator[bytes]:
+    chance = random.Random(count)  # noqa: S311 - no secret
     token = service_tokens.mint(
         SERVICE_TOKEN_SECRET, issuer="gateway", audience="metering", user={"role": "service_role"}
     )
@@ -44,9 +45,15 @@ def requests(chance: random.Random, users: list[str], now: datetime, count: int)
 
 
 async def load(database: TestDatabase, url: str, pid: int, count: int) -> Figures:
-    chance = random.Random(count)  # noqa: S311 - no secret
     users = [str(new_id()) for _ in range(USERS)]
-    batches = list(requests(chance, users, await database.fetchval("SELECT now()"), count))
+    await database.execute(
+        """
+        INSERT INTO metering.entitlements (user_id, version, tier, status)
+        SELECT user_id, 1, 'pro', 'active' FROM unnest($1::text[]) AS named(user_id)
+        """,
+        users,
+    )
+    batches = list(requests(users, count, await database.fetchval("SELECT now()")))
     before = spent(pid)
     outcome = await closed_loop(url, iter(batches), connections=AT_ONCE, seconds=60)
     after = spent(pid)
