@@ -11,9 +11,10 @@ T = tests --ignore=tests/faults
 WORKERS = 2
 MINUTES = 60
 SEED = 0
+BENCHES = gateway accept events ingest holds webhooks runs streams growth
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs env migrate release rollback doctor demo test smoke faults soak contracts check lint format types audit sbom clean
+.PHONY: help up down status logs env migrate release rollback doctor demo test smoke faults soak contracts check lint format types audit sbom clean bench $(BENCHES:%=bench-%)
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
@@ -58,6 +59,12 @@ smoke: $(ENVIRONMENT_IS_CURRENT) ## The fault tests that are short enough for ev
 
 faults: $(ENVIRONMENT_IS_CURRENT) ## All fault tests, with what they measured: kills, freezes, cuts, floods (half an hour)
 	@$(PYTHON) -m pytest tests/faults -rA
+
+bench: $(BENCHES:%=bench-%) ## Measure beside the peers, half an hour; one: make bench-gateway (accept, events, ingest, holds...)
+
+# One at a time, on a machine that does nothing else. Peers come into .local/bench on first use.
+$(BENCHES:%=bench-%): bench-%: $(ENVIRONMENT_IS_CURRENT)
+	@$(PYTHON) -m bench $*
 
 soak: $(ENVIRONMENT_IS_CURRENT) ## Light load for an hour and a fault every 20 s: make soak MINUTES=10 SEED=7
 	@$(PYTHON) -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)

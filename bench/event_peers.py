@@ -18,7 +18,7 @@ from typing import Final
 import uvloop
 
 from bench.frame import CPU, OURS, RSS, Column, Contender, Figures, Report, alternate, at_least, at_most
-from bench.peer_environments import PEERS, ROOT, peer_python
+from bench.peer_environments import PEERS, ROOT, peer_python, pinned
 from bench.processes import running, spent
 from bench.report import publish
 from libs.common.broker import queue_name
@@ -56,7 +56,7 @@ class Worker:
     is_drained: bool = False
 
     def contender(self) -> Contender:
-        return Contender(name=self.name, measure=self.measure, warm_up=lambda: self.through(max(self.events // 5, 200)))
+        return Contender(name=self.name, measure=self.measure)
 
     async def measure(self) -> Figures:
         count = max(int(self.events * SCALE), 500)
@@ -202,7 +202,7 @@ async def peer(servers: Servers, name: str) -> AsyncGenerator[Worker, None]:
             folder=folder,
             database=database,
             counts="public.peer_counts",
-            events=12_000 if is_raw else 2_500,
+            events=12_000 if is_raw else 1_500,
             is_drained=is_raw,
         )
 
@@ -234,6 +234,11 @@ async def compare(servers: Servers) -> Report:
             at_least("at least 60 % of raw, end to end", results.ratio("per_s", to=RAW), 0.6),
             at_least("at least 60 % of raw, draining", results.ratio("drained_per_s", to=RAW), 0.6),
             at_most("CPU seconds per 1,000 events below 0.4", results.median(OURS, "cpu_s_per_1000"), 0.4),
+        ],
+        notes=[
+            ", ".join(
+                f"{package} {pinned(package, package)}" for package in ("faststream", "taskiq", "dramatiq", "celery")
+            )
         ],
     )
 

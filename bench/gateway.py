@@ -21,7 +21,7 @@ from jwt import PyJWK
 
 from bench.frame import CPU, LATENCIES, OURS, PER_S, RSS, Contender, Figures, Report, alternate, at_least, at_most
 from bench.load import as_bytes, at_rate, require_wrk, wrk
-from bench.peer_environments import NODE, PEERS, peer_node, peer_python
+from bench.peer_environments import NODE, PEERS, peer_node, peer_python, pinned
 from bench.processes import answering, running, spent
 from bench.report import publish
 from bench.service_process import service
@@ -73,7 +73,7 @@ async def nginx() -> AsyncGenerator[tuple[str, str, int], None]:
         place = Path(folder) / "gateway.conf"
         place.write_text(text, encoding="utf-8")
         async with running(("nginx", "-c", place, "-e", f"{folder}/error.log")) as pid:
-            await answering(f"http://127.0.0.1:{port}/v1/usage")
+            await answering(f"http://127.0.0.1:{port}/v1/usage", pid)
             yield f"http://127.0.0.1:{upstream}", f"http://127.0.0.1:{port}", pid
 
 
@@ -127,7 +127,7 @@ async def gateways(servers: Servers) -> AsyncGenerator[tuple[list[Gateway], str]
             own = {**environment, "PORT": str(port), "NODE_ENV": "production"}
             pid = await stack.enter_async_context(running(command, environment=own, folder=folder, name=short))
             peer = f"http://127.0.0.1:{port}"
-            await answering(f"{peer}/v1/usage")
+            await answering(f"{peer}/v1/usage", pid)
             listed.append(Gateway(name=name, url=peer, pid=pid, tokens=tokens))
         listed.append(Gateway(name=FLOOR, url=floor_url, pid=floor_pid, tokens=tokens))
         yield listed, upstream
@@ -165,6 +165,10 @@ async def compare(servers: Servers) -> Report:
             f"{results.ratio('per_s', to=EXPRESS):.1f} times Express",
             f"{results.ratio('per_s', to=FASTAPI):.1f} times plain FastAPI with httpx",
             f"{results.ratio('per_s', to=FLOOR):.2f} of nginx, which checks and counts nothing",
+            (
+                f"fastify {pinned('fastify', 'fastify')}, express {pinned('express', 'express')}, "
+                f"fastapi {pinned('fastapi_httpx', 'fastapi')}, httpx {pinned('fastapi_httpx', 'httpx')}"
+            ),
         ],
     )
 

@@ -4,6 +4,7 @@ Nothing of a peer is a dependency of the product, and no two peers share a libra
 """
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -51,7 +52,10 @@ def peer_node(name: str) -> Path:
 
 
 def pinned(name: str, package: str) -> str:
-    """The version of a peer that was measured, as its requirements or its package.json say."""
+    """The version of a peer that was measured, as its package.json or its requirements say."""
+    packages = PEERS / name / "package.json"
+    if packages.exists():
+        return json.loads(packages.read_text(encoding="utf-8"))["dependencies"][package]
     for line in (PEERS / name / "requirements.in").read_text(encoding="utf-8").splitlines():
         bare, _, version = line.partition("==")
         if bare.partition("[")[0] == package:

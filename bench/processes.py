@@ -57,11 +57,13 @@ async def running(
                     await process.wait()
 
 
-async def answering(url: str, *, within_s: float = 60) -> None:
-    """Wait until something answers there, whatever it says."""
+async def answering(url: str, pid: int, *, within_s: float = 60) -> None:
+    """Wait until this process answers there, whatever it says. A process that has ended is not waited for."""
     async with httpx.AsyncClient(timeout=2) as client:
 
         async def answers() -> bool:
+            if _has_ended(pid):
+                raise RuntimeError(f"what was to answer at {url} has ended; see {_LOGS}")
             try:
                 await client.get(url)
             except httpx.HTTPError:
@@ -69,6 +71,15 @@ async def answering(url: str, *, within_s: float = 60) -> None:
             return True
 
         await eventually(answers, within_s=within_s, every_s=0.1)
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return (
+            Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0] == "Z"
+        )
+    except FileNotFoundError:
+        return True
 
 
 def spent(*pids: int) -> Spent:

@@ -38,5 +38,5 @@ async def service(name: str, settings: CommonSettings, *, mode: Mode = "api") ->
     command = (sys.executable, "-m", f"services.{name}.main", mode)
     async with running(command, environment=environment, name=name) as pid:
         url = f"http://127.0.0.1:{port}"
-        await answering(f"{url}/health")
+        await answering(f"{url}/health", pid)
         yield url, pid

@@ -110,7 +110,7 @@ async def plain(servers: Servers) -> AsyncGenerator[Endpoint, None]:
         command = (peer_python("fastapi_sqlalchemy"), PEERS / "fastapi_sqlalchemy" / "webhook.py")
         async with running(command, environment=environment, name="fastapi-sqlalchemy") as pid:
             url = f"http://127.0.0.1:{port}"
-            await answering(url)
+            await answering(url, pid)
             yield Endpoint(
                 name=PLAIN,
                 url=url,

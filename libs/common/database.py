@@ -7,7 +7,7 @@ has committed, and what the network or the server did to us surfaces as `Databas
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, LiteralString, Self
+from typing import Any, Final, LiteralString, Self, cast
 
 import asyncpg
 import orjson
@@ -82,6 +82,21 @@ class Connection:
             yield self
 
 
+class _Once:
+    """Stands before a connection that is not in a transaction: a second statement would not undo the first."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: "asyncpg.pool.PoolConnectionProxy[Record]") -> None:
+        self._raw: asyncpg.pool.PoolConnectionProxy[Record] | None = raw
+
+    def __getattr__(self, name: str) -> Any:
+        raw, self._raw = self._raw, None
+        if raw is None:
+            raise RuntimeError("one statement commits itself; several need a transaction")
+        return getattr(raw, name)
+
+
 class Database:
     """The pool of one process. `outbox_written` is set whenever a transaction that added outbox rows has committed."""
 
@@ -94,6 +109,18 @@ class Database:
         """One transaction as this service's own role. Commits on leaving, rolls back when the body raises."""
         async with self._begin() as conn:
             yield conn
+
+    @asynccontextmanager
+    async def statement(self) -> AsyncGenerator[Connection, None]:
+        """One statement that commits itself: two round trips less than a transaction around it.
+
+        Raises RuntimeError at a second one.
+        """
+        async with self._checked_out() as raw:
+            conn = Connection(cast("asyncpg.pool.PoolConnectionProxy[Record]", _Once(raw)))
+            yield conn
+        if conn.wrote_outbox:
+            self.outbox_written.set()
 
     @asynccontextmanager
     async def transaction_as(self, claims: Mapping[str, Any]) -> AsyncGenerator[Connection, None]:
@@ -116,14 +143,21 @@ class Database:
 
     @asynccontextmanager
     async def _begin(self) -> AsyncGenerator[Connection, None]:
+        async with self._checked_out() as raw:
+            conn = Connection(raw)
+            async with raw.transaction():
+                yield conn
+        if conn.wrote_outbox:
+            self.outbox_written.set()
+
+    @asynccontextmanager
+    async def _checked_out(self) -> AsyncGenerator["asyncpg.pool.PoolConnectionProxy[Record]", None]:
         try:
             raw = await self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
         except _INFRASTRUCTURE as error:
             raise DatabaseUnavailable("The database cannot be reached.") from error
-        conn = Connection(raw)
         try:
-            async with raw.transaction():
-                yield conn
+            yield raw
         except (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError) as error:
             # PostgreSQL text cannot hold NUL; said once here instead of at every input.
             raise Invalid("Text must not contain NUL characters.") from error
@@ -140,8 +174,6 @@ class Database:
             raise DatabaseUnavailable("The database did not complete the work.") from error
         finally:
             await self._release(raw)
-        if conn.wrote_outbox:
-            self.outbox_written.set()
 
     async def _release(self, raw: "asyncpg.pool.PoolConnectionProxy[Record]") -> None:
         try:

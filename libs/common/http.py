@@ -11,6 +11,7 @@ import structlog
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from opentelemetry.trace import SpanKind
+from prometheus_client import Histogram
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -129,6 +130,7 @@ class Edge:
         self._service = service
         self._traffic = traffic or Traffic()
         self._max_body_bytes = max_body_bytes
+        self._timers: dict[tuple[str, str, int], Histogram] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -167,7 +169,11 @@ class Edge:
     ) -> None:
         is_patient = b"prefer" in headers
         named = f"{route} wait" if is_patient else route
-        REQUESTS.labels(self._service, named, method, str(exchange.status)).observe(began_s)
+        key = (named, method, exchange.status)
+        timer = self._timers.get(key)
+        if timer is None:  # looked up once: finding a metric by its labels costs more than counting in it
+            timer = self._timers[key] = REQUESTS.labels(self._service, named, method, str(exchange.status))
+        timer.observe(began_s)
         self._traffic.record(route=route, status=exchange.status, elapsed_s=began_s, is_patient=is_patient)
 
     async def _run(self, scope: Scope, receive: Receive, exchange: "_Exchange", headers: Mapping[bytes, bytes]) -> None:

@@ -166,19 +166,19 @@ class Relay:
 
     async def run_once(self) -> int:
         """Send one batch; return how many rows were claimed. Rows that fail are given back, the others are marked."""
-        async with self._database.transaction() as conn:
+        async with self._database.statement() as conn:
             rows = await claim_unsent(conn, limit=BATCH_SIZE)
         if not rows:
             return 0
         outcomes = await asyncio.gather(*(self._send(row) for row in rows))
         sent = [row.id for row, error in zip(rows, outcomes, strict=True) if error is None]
         failures = {row.id: error for row, error in zip(rows, outcomes, strict=True) if error is not None}
-        async with self._database.transaction() as conn:
-            if sent:
+        if sent:
+            async with self._database.statement() as conn:
                 await mark_sent(conn, sent)
-            if failures:
-                await mark_failed(conn, failures)
         if failures:
+            async with self._database.statement() as conn:
+                await mark_failed(conn, failures)
             log.warning("outbox_not_sent", count=len(failures), first_error=next(iter(failures.values())))
         return len(rows)
 

@@ -13,12 +13,13 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import structlog
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from libs.common import waiting
 from libs.common.settings import CommonSettings
@@ -28,6 +29,8 @@ log = structlog.get_logger(__name__)
 
 Mode = Literal["api", "worker", "all"]
 GRACEFUL_SHUTDOWN_S: Final = 10
+REQUEST_S: Final = 30.0
+"""The largest body that is taken, a mebibyte, comes in this time over 300 kbit/s."""
 
 Loop = Callable[[], Awaitable[None]]
 
@@ -123,10 +126,13 @@ class Running:
 
 
 @asynccontextmanager
-async def serving(service: Service, *, host: str, port: int, mode: Mode = "all") -> AsyncGenerator[Running, None]:
+async def serving(
+    service: Service, *, host: str, port: int, mode: Mode = "all", request_s: float = REQUEST_S
+) -> AsyncGenerator[Running, None]:
     """Run the server and the loops while the body runs; then end streams, finish requests, stop loops, in that order.
 
-    Port 0 takes a free one. A loop that raises ends the body, too, with that error.
+    Port 0 takes a free one. A loop that raises ends the body, too, with that error. A request that has not come whole
+    within `request_s` seconds costs its sender the connection.
     """
     done = asyncio.Event()
     app = service.health_app if mode == "worker" else service.app
@@ -135,7 +141,7 @@ async def serving(service: Service, *, host: str, port: int, mode: Mode = "all")
             app,
             host=host,
             port=port,
-            http="httptools",
+            http=type("_Protocol", (_PunctualProtocol,), {"request_s": request_s}),
             loop="none",
             ws="none",
             lifespan="off",
@@ -169,6 +175,41 @@ async def serving(service: Service, *, host: str, port: int, mode: Mode = "all")
 async def _forever(loop: Loop) -> None:
     await loop()
     raise RuntimeError(f"the loop {getattr(loop, '__qualname__', loop)} ended by itself")
+
+
+class _PunctualProtocol(HttpToolsProtocol):
+    """Uvicorn's, which waits for ever for a request that has begun: whoever sends a byte now and then keeps it open.
+
+    The time runs from the connection's or the request's first byte to the body's last one, and never while we answer.
+    """
+
+    request_s: ClassVar[float]
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._begin()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._begin()
+
+    def on_message_complete(self) -> None:
+        self._end()
+        super().on_message_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end()
+        super().connection_lost(exc)
+
+    def _begin(self) -> None:
+        self._end()
+        self._deadline = self.loop.call_later(self.request_s, self.transport.abort)
+
+    def _end(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
 
 class _Server(uvicorn.Server):

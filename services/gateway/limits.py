@@ -76,8 +76,8 @@ class Verdict:
 def headers_of(verdicts: Sequence[Verdict]) -> list[tuple[bytes, bytes]]:
     """draft-ietf-httpapi-ratelimit-headers: quota and window are the policy, what is left until when the state."""
     limits = [one.limit for one in verdicts]
-    policies = ", ".join(f'"{limit.name}";q={limit.max_requests};w={limit.window_ms // 1000}' for limit in limits)
-    states = ", ".join(f'"{one.limit.name}";r={one.remaining};t={one.reset_s}' for one in verdicts)
+    policies = ", ".join([f'"{limit.name}";q={limit.max_requests};w={limit.window_ms // 1000}' for limit in limits])
+    states = ", ".join([f'"{one.limit.name}";r={one.remaining};t={one.reset_s}' for one in verdicts])
     return [(b"ratelimit-policy", policies.encode()), (b"ratelimit", states.encode())]
 
 

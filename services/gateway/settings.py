@@ -76,6 +76,8 @@ class Settings(CommonSettings):
     auth_signing_keys: Annotated[SecretStr, AfterValidator(_check_signing_keys)] | None = None
     auth_autoconfirm: bool = False
     auth_anonymous_enabled: bool = True
+    auth_refuse_guessable: bool | None = None
+    """Refuse new passwords that are guessed first. Unless it is said, in production alone."""
     auth_mail_interval_s: int = Field(default=60, ge=0, le=3600)
     auth_redirect_urls: CommaSeparated = ()
     smtp_url: SecretStr = SecretStr("")
@@ -108,6 +110,11 @@ class Settings(CommonSettings):
         if self.environment == "production" and "*" in self.cors_origins:
             raise ValueError("CORS_ORIGINS is *; name the frontend's origins in production")
         return self
+
+    @property
+    def refuses_common_passwords(self) -> bool:
+        is_said = self.auth_refuse_guessable
+        return self.environment == "production" if is_said is None else is_said
 
     @property
     def issuer(self) -> str:

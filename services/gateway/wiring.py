@@ -28,6 +28,7 @@ from services.gateway.api_keys.api import ApiKeyRoutes
 from services.gateway.api_keys.state import ApiKeyCache
 from services.gateway.auth.api import AuthRoutes, SignInPolicy
 from services.gateway.auth.app import build_app, mounted
+from services.gateway.auth.attempts import Attempts
 from services.gateway.auth.desk import Desk
 from services.gateway.auth.passwords import Passwords
 from services.gateway.auth.tokens import AccessTokens, ApiKeys
@@ -64,6 +65,7 @@ from services.gateway.queues.state import QueueDesk
 from services.gateway.quotas import Quotas
 from services.gateway.reference.api import ReferenceRoutes
 from services.gateway.runs.api import RunRoutes
+from services.gateway.runs.heads import RunHeads
 from services.gateway.runs.streams import RunStreams
 from services.gateway.sessions import OwnSessions, Sessions, StandingCache, Standings
 from services.gateway.settings import Settings
@@ -83,8 +85,10 @@ class _Live:
     switches: Switches
     feed: LiveFeed
     heads: HeadWatch
+    run_heads: RunHeads
     standings: StandingCache
     slots: StreamSlots
+    limiter: RateLimiter
     limited: LimitedRequests
     stopping: asyncio.Event
     keys: ApiKeys
@@ -117,8 +121,7 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
                 clock=clock,
             )
         )
-        upstreams = await _open_upstreams(stack, settings)
-        live = _live_parts(settings, backbone, client, standings, upstreams)
+        live = await _live_parts(stack, settings, backbone, client, standings)
         stack.push_async_callback(live.feed.close)
         checks = [
             *backbone.checks(),
@@ -126,12 +129,13 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
             check_mail(backbone.database, is_sent=bool(settings.smtp_url.get_secret_value())),
             check_auth_failures(backbone.traffic),
         ]
-        sign_in = await _sign_in(stack, settings, backbone, live)
+        if settings.supabase_url:
+            sign_in = await _sign_in_by_project(stack, settings, backbone)
+        else:
+            sign_in = _sign_in_by_us(settings, backbone, live)
         routes = _routes(settings, backbone=backbone, live=live, checks=checks, sign_in=sign_in)
-        limiter = await _open_limiter(stack, settings)
-        access = _access(settings, backbone, live, limiter=limiter, sign_in=sign_in)
-        straight = Straight(routes, upstreams=live.upstreams)
-        gate = _gate(straight, settings, backbone=backbone, live=live, access=access, sign_in=sign_in)
+        access = _access(settings, backbone, live, sign_in=sign_in)
+        gate = _gate(routes, settings, backbone=backbone, live=live, access=access, sign_in=sign_in)
         console = _console(settings, backbone, live, access=access, checks=checks)
         yield Service(
             name="gateway",
@@ -142,6 +146,7 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
                 live.switches.run,
                 live.feed.run,
                 live.heads.run,
+                live.run_heads.run,
                 live.limited.run,
                 console.traffic.run,
             ),
@@ -157,28 +162,23 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
 
 
 async def _open_limiter(stack: AsyncExitStack, settings: Settings) -> RateLimiter:
-    counting = redis.connect(
-        settings.redis_url.get_secret_value(),
-        name="gateway-limits",
-        max_connections=4,
-        socket_timeout_s=SOCKET_TIMEOUT_S,
-    )
+    url = settings.redis_url.get_secret_value()
+    counting = redis.connect(url, name="gateway-limits", max_connections=4, socket_timeout_s=SOCKET_TIMEOUT_S)
     return RateLimiter(await stack.enter_async_context(counting))
 
 
-def _live_parts(
-    settings: Settings,
-    backbone: Backbone,
-    client: redis.Redis,
-    standings: StandingCache,
-    upstreams: Mapping[Name, Upstream],
+async def _live_parts(
+    stack: AsyncExitStack, settings: Settings, backbone: Backbone, client: redis.Redis, standings: StandingCache
 ) -> _Live:
+    upstreams, feed = await _open_upstreams(stack, settings), LiveFeed(client)
     return _Live(
         switches=Switches(backbone.database, maintenance_mode=settings.maintenance_mode),
-        feed=LiveFeed(client),
+        feed=feed,
         heads=HeadWatch(backbone.database),
+        run_heads=RunHeads(agents=upstreams["agents"], feed=feed),
         standings=standings,
         slots=StreamSlots(per_user=settings.streams_per_user, in_all=settings.streams_per_process),
+        limiter=await _open_limiter(stack, settings),
         limited=LimitedRequests(backbone.database),
         stopping=asyncio.Event(),
         keys=ApiKeys(
@@ -198,14 +198,14 @@ def _live_parts(
 
 async def _open_upstreams(stack: AsyncExitStack, settings: Settings) -> dict[Name, Upstream]:
     secret = settings.service_token_secret.get_secret_value()
-    urls: dict[Name, str] = {
-        "billing": settings.billing_url,
-        "metering": settings.metering_url,
-        "agents": settings.agents_url,
-    }
+
+    async def opened(name: Name, url: str) -> Upstream:
+        return await stack.enter_async_context(open_upstream(name, base_url=url, secret=secret))
+
     return {
-        name: await stack.enter_async_context(open_upstream(name, base_url=url, secret=secret))
-        for name, url in urls.items()
+        "billing": await opened("billing", settings.billing_url),
+        "metering": await opened("metering", settings.metering_url),
+        "agents": await opened("agents", settings.agents_url),
     }
 
 
@@ -215,7 +215,7 @@ def _routes(settings: Settings, *, backbone: Backbone, live: _Live, checks: list
     upstreams, agents = live.upstreams, live.upstreams["agents"]
     quotas = Quotas(upstreams["metering"], upgrade_url=f"{settings.frontend_url.rstrip('/')}/pricing")
     database = backbone.database
-    streams = RunStreams(agents=agents, feed=live.feed, database=database, stopping=live.stopping)
+    streams = RunStreams(agents=agents, feed=live.feed, heads=live.run_heads, database=database, stopping=live.stopping)
     app = backbone.new_app(checks, openapi_url="/openapi.json")
     app.router.routes.append(mounted(sign_in.app))
     for routes in (
@@ -243,13 +243,7 @@ def _routes(settings: Settings, *, backbone: Backbone, live: _Live, checks: list
     ):
         app.include_router(routes.router())
     describe(app, auth=sign_in.app if isinstance(sign_in.app, FastAPI) else None)
-    return app
-
-
-async def _sign_in(stack: AsyncExitStack, settings: Settings, backbone: Backbone, live: _Live) -> _SignIn:
-    if settings.supabase_url:
-        return await _sign_in_by_project(stack, settings, backbone)
-    return _sign_in_by_us(settings, backbone, live)
+    return Straight(app, upstreams=upstreams)
 
 
 async def _sign_in_by_project(stack: AsyncExitStack, settings: Settings, backbone: Backbone) -> _SignIn:
@@ -285,7 +279,13 @@ def _sign_in_by_us(settings: Settings, backbone: Backbone, live: _Live) -> _Sign
     async def verify(token: str) -> Identity:
         return tokens.verify(token)
 
-    desk = Desk(database=backbone.database, passwords=Passwords(), tokens=tokens, keys=live.keys)
+    desk = Desk(
+        database=backbone.database,
+        passwords=Passwords(refuse_common=settings.refuses_common_passwords),
+        attempts=Attempts(live.limiter, live.limited, limit=_sign_in_limit(settings, "account")),
+        tokens=tokens,
+        keys=live.keys,
+    )
     return _SignIn(
         app=_auth_app(settings, live, desk),
         verify=verify,
@@ -318,12 +318,10 @@ def _auth_app(settings: Settings, live: _Live, desk: Desk) -> ASGIApp:
 def _mail_loops(settings: Settings, backbone: Backbone) -> tuple[Loop, ...]:
     """Without a mail server letters wait, and health says so."""
     smtp_url = settings.smtp_url.get_secret_value()
-    if not smtp_url:
-        return ()
-    return (MailSender(backbone.database, smtp_url=smtp_url, mail_from=settings.mail_from).run,)
+    return (MailSender(backbone.database, smtp_url=smtp_url, mail_from=settings.mail_from).run,) if smtp_url else ()
 
 
-def _access(settings: Settings, backbone: Backbone, live: _Live, *, limiter: RateLimiter, sign_in: _SignIn) -> Access:
+def _access(settings: Settings, backbone: Backbone, live: _Live, *, sign_in: _SignIn) -> Access:
     """Who somebody is and how often they may ask, alike for the gate and the console's door."""
     standings = Standings(
         backbone.database,
@@ -335,11 +333,7 @@ def _access(settings: Settings, backbone: Backbone, live: _Live, *, limiter: Rat
         general=Limit(
             name="general", max_requests=settings.rate_limit_max_requests, window_ms=settings.rate_limit_window_ms
         ),
-        sign_in=Limit(
-            name="sign-in",
-            max_requests=settings.auth_rate_limit_max_requests,
-            window_ms=settings.auth_rate_limit_window_ms,
-        ),
+        sign_in=_sign_in_limit(settings, "sign-in"),
         trusted_proxy_hops=settings.trusted_proxy_hops,
     )
     return Access(
@@ -347,8 +341,14 @@ def _access(settings: Settings, backbone: Backbone, live: _Live, *, limiter: Rat
         sign_in=sign_in.for_console,
         verify=sign_in.verify,
         standings=standings,
-        limiter=limiter,
+        limiter=live.limiter,
         limits=limits,
+    )
+
+
+def _sign_in_limit(settings: Settings, name: str) -> Limit:
+    return Limit(
+        name=name, max_requests=settings.auth_rate_limit_max_requests, window_ms=settings.auth_rate_limit_window_ms
     )
 
 

@@ -1,4 +1,4 @@
-"""A disk without room for the tables that grow: a few megabytes of memory as a file system. Only root can mount it."""
+"""A disk without room for the tables that grow: megabytes of memory as a file system, mounted by root."""
 
 import os
 import pwd

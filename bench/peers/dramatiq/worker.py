@@ -1,4 +1,4 @@
-"""Events as dramatiq messages, one transaction each. Consumed by the `dramatiq` command."""
+"""Events as dramatiq messages, confirmed by the broker, one transaction each. Consumed by the `dramatiq` command."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ COUNT = """
     INSERT INTO peer_counts AS counts (user_id, handled) VALUES (%s, 1)
     ON CONFLICT (user_id) DO UPDATE SET handled = counts.handled + 1, last_at = clock_timestamp()
 """
-dramatiq.set_broker(RabbitmqBroker(url=os.environ["AMQP_URL"]))
+dramatiq.set_broker(RabbitmqBroker(url=os.environ["AMQP_URL"], confirm_delivery=True))
 own = threading.local()
 
 

@@ -9,7 +9,7 @@ import morgan from "morgan";
 import { RedisStore } from "rate-limit-redis";
 
 const { PUBLIC_KEY, ISSUER, REDIS_URL, UPSTREAM, PORT } = process.env;
-const redis = new Redis(REDIS_URL, { enableAutoPipelining: true });
+const redis = new Redis(REDIS_URL);
 const app = express();
 
 app.use(morgan("combined"));

@@ -14,7 +14,7 @@ await app.register(jwt, {
 });
 app.addHook("onRequest", (request) => request.jwtVerify());
 await app.register(rateLimit, {
-  redis: new Redis(REDIS_URL, { enableAutoPipelining: true }),
+  redis: new Redis(REDIS_URL),
   max: 10_000_000,
   timeWindow: 900_000,
   keyGenerator: (request) => request.user.sub,

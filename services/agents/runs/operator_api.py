@@ -1,4 +1,4 @@
-"""HTTP in for operators: everybody's runs, one with its timeline, and its end.
+"""HTTP in for operators: everybody's runs, one with its timeline, and its end; and for the gateway, how far runs are.
 
 Only a service acting for itself gets in: the gateway has decided by then that an admin asks, and keeps the audit log.
 """
@@ -10,11 +10,13 @@ from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Query, Response
+from pydantic import Field
 
 from libs.common.clock import iso_millis
 from libs.common.database import Database, Record
 from libs.common.errors import Forbidden
 from libs.common.http import Caller, CurrentCaller
+from libs.common.inputs import Input
 from services.agents.paging import decode_cursor
 from services.agents.ports import Mirror
 from services.agents.runs import operations, operator_queries, queries
@@ -28,6 +30,10 @@ class ForServices(Forbidden):
     code = "agents.for_services"
 
 
+class HeadsInput(Input):
+    run_ids: Annotated[list[UUID], Field(max_length=20_000)]
+
+
 class OperatorRoutes:
     def __init__(self, *, database: Database, mirror: Mirror) -> None:
         self._database = database
@@ -36,6 +42,7 @@ class OperatorRoutes:
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/internal/admin/runs", tags=["operators"])
         router.add_api_route("", self.list_runs, methods=["GET"])
+        router.add_api_route("/heads", self.list_heads, methods=["POST"])
         router.add_api_route("/{run_id}", self.get_run, methods=["GET"])
         router.add_api_route("/{run_id}/cancel", self.cancel_run, methods=["POST"])
         return router
@@ -60,6 +67,13 @@ class OperatorRoutes:
         shown = rows[:limit]
         next_cursor = _cursor_after(shown[-1]) if len(rows) > limit else None
         return _json({"items": [_rendered(row) for row in shown], "next_cursor": next_cursor})
+
+    async def list_heads(self, caller: CurrentCaller, body: HeadsInput) -> Response:
+        """The number of each run's newest event; a run without events is left out."""
+        _admit(caller)
+        async with self._database.transaction() as conn:
+            heads = await operator_queries.find_heads(conn, body.run_ids)
+        return _json({"heads": {str(run_id): seq for run_id, seq in heads.items()}})
 
     async def get_run(self, caller: CurrentCaller, run_id: UUID) -> Response:
         """The run with its owner and every event of its stream, with the instant each was written."""

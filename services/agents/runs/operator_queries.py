@@ -1,5 +1,6 @@
 """SQL of runs as operators look at them: whosever they are, and when each event of one was written."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -32,3 +33,17 @@ async def list_events(conn: Connection, run_id: UUID, *, limit: int) -> list[Rec
         run_id,
         limit,
     )
+
+
+async def find_heads(conn: Connection, run_ids: Sequence[UUID]) -> dict[UUID, int]:
+    """One step in the index for each run."""
+    rows = await conn.fetch(
+        """
+        SELECT asked.id, head.seq FROM unnest($1::uuid[]) AS asked (id)
+        CROSS JOIN LATERAL (
+            SELECT e.seq FROM agents.run_events e WHERE e.run_id = asked.id ORDER BY e.seq DESC LIMIT 1
+        ) AS head
+        """,
+        run_ids,
+    )
+    return {row["id"]: row["seq"] for row in rows}

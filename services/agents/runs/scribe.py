@@ -44,5 +44,5 @@ class Scribe:
         if after is not None:
             await asyncio.wait({after})
         self._gathering = None  # what comes from now on shares the next
-        async with self._database.transaction() as conn:
+        async with self._database.statement() as conn:
             return {*await queries.append_events(conn, batch.appends)}

@@ -98,7 +98,7 @@ class AccountRoutes:
                 raise Invalid("Last-Event-ID must be the id of an event of this stream.")
             after = int(last_event_id)
         else:
-            async with self._database.transaction() as conn:
+            async with self._database.statement() as conn:
                 after = await queries.latest_user_event(conn, identity.user_id)
         return self._slots.stream(identity.user_id, self._frames(identity, after))
 
@@ -125,7 +125,7 @@ class AccountRoutes:
     async def _new_events(self, identity: Identity, after: int) -> list[dict[str, Any]] | None:
         """None while the database is away: an open stream waits for it instead of breaking."""
         try:
-            async with self._database.transaction() as conn:
+            async with self._database.statement() as conn:
                 return await queries.list_user_events(conn, user_id=identity.user_id, after=after, limit=PAGE)
         except DatabaseUnavailable:
             return None

@@ -46,7 +46,7 @@ class HeadWatch:
     async def look(self) -> None:
         if not self._watched:
             return
-        async with self._database.transaction() as conn:
+        async with self._database.statement() as conn:
             heads = await queries.list_heads(conn, list(self._watched))
         for user_id, last in heads.items():
             if last > self._seen.get(user_id, last):

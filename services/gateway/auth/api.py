@@ -16,7 +16,6 @@ from services.gateway.auth.desk import AuthInput, Desk, PkceInput, RedirectTo
 from services.gateway.auth.domain import (
     AuthError,
     User,
-    check_password,
     email_exists,
     normalise_email,
     validation_failed,
@@ -125,7 +124,7 @@ class AuthRoutes:
         if not body.email:
             raise AuthError(400, "phone_provider_disabled", "Phone signups are disabled")
         email = normalise_email(body.email)
-        check_password(body.password)
+        self._desk.passwords.require_good(body.password)
         flow = read_flow(body.code_challenge, body.code_challenge_method)
         password_hash = await self._desk.passwords.hash(body.password)
         if self._policy.autoconfirm:
@@ -267,7 +266,7 @@ class AuthRoutes:
             raise AuthError(
                 422, "validation_failed", "Updating password of an anonymous user without an email is not allowed"
             )
-        check_password(password)
+        self._desk.passwords.require_good(password)
         async with self._database.transaction() as conn:
             found = await queries.find_credentials(conn, user.email) if user.email else None
         stored = found[1] if found is not None else None

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from libs.common.database import Connection, Database
 from libs.common.inputs import require_storable
 from services.gateway.auth import operations, queries
+from services.gateway.auth.attempts import Attempts
 from services.gateway.auth.domain import AuthError, User, refresh_token_of
 from services.gateway.auth.operations import SignedIn
 from services.gateway.auth.passwords import Passwords
@@ -46,9 +47,12 @@ class PkceInput(AuthInput):
 class Desk:
     """Authenticates requests and renders sessions. Hashing happens before a transaction opens, signing after it."""
 
-    def __init__(self, *, database: Database, passwords: Passwords, tokens: AccessTokens, keys: ApiKeys) -> None:
+    def __init__(
+        self, *, database: Database, passwords: Passwords, attempts: Attempts, tokens: AccessTokens, keys: ApiKeys
+    ) -> None:
         self.database = database
         self.passwords = passwords
+        self._attempts = attempts
         self.tokens = tokens
         self.keys = keys
 
@@ -64,9 +68,14 @@ class Desk:
         return identity, user
 
     async def sign_in(self, email: str, password: str) -> SignedIn:
-        """A new session for whoever knows the password. Raises AuthError, the same for each way of not knowing it."""
+        """A new session for whoever knows the password.
+
+        Raises AuthError, the same for each way of not knowing it, and RateLimited where an account is tried too often.
+        """
+        address = email.strip().lower()
+        await self._attempts.take(address)
         async with self.database.transaction() as conn:
-            found = await queries.find_credentials(conn, email.strip().lower())
+            found = await queries.find_credentials(conn, address)
         user_id, stored = found if found is not None else (None, None)
         # Unknown address, no password and wrong password take the same time and get the same answer.
         matches = await self.passwords.matches(password[:1024], stored)

@@ -13,6 +13,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from libs.common.clock import iso_micros
+from services.gateway.auth.common_passwords import is_common
 
 MIN_PASSWORD_LENGTH: Final = 8
 MAX_PASSWORD_LENGTH: Final = 128
@@ -48,7 +49,7 @@ def normalise_email(email: str) -> str:
     return address
 
 
-def check_password(password: str) -> None:
+def check_password(password: str, *, refuse_common: bool) -> None:
     """Length is the rule (ASVS 5.0 v6.2): no composition rules, no truncation. Checked before any hashing."""
     if len(password) < MIN_PASSWORD_LENGTH:
         raise AuthError(
@@ -61,6 +62,13 @@ def check_password(password: str) -> None:
         raise validation_failed(f"Password cannot be longer than {MAX_PASSWORD_LENGTH} characters")
     if "\x00" in password:
         raise validation_failed("Password must not contain NUL characters")
+    if refuse_common and is_common(password):
+        raise AuthError(
+            422,
+            "weak_password",
+            "Password is known to be weak and easy to guess, please choose a different one.",
+            weak_password={"reasons": ["pwned"]},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

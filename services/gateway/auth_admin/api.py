@@ -14,7 +14,6 @@ from services.gateway.auth.desk import AuthInput, Desk, RedirectTo
 from services.gateway.auth.domain import (
     AuthError,
     User,
-    check_password,
     email_exists,
     normalise_email,
     validation_failed,
@@ -174,7 +173,7 @@ class AuthAdminRoutes:
             return body.password_hash
         if not body.password:
             return None
-        check_password(body.password)
+        self._desk.passwords.require_good(body.password)
         return await self._desk.passwords.hash(body.password)
 
     async def _extras(self, conn: Connection, user_id: UUID, body: AdminUser, ban_s: float | None) -> None:
@@ -209,7 +208,7 @@ class AuthAdminRoutes:
         if body.type == "signup":
             if not body.password:
                 raise validation_failed("Signup requires a valid password")
-            check_password(body.password)
+            self._desk.passwords.require_good(body.password)
             password_hash = await self._desk.passwords.hash(body.password)
         async with self._database.transaction() as conn:
             link_type, kind, user = await self._prepare(conn, email, body, password_hash)

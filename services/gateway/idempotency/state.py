@@ -53,7 +53,7 @@ class Answers:
             return await self.without_key(work)
         operations.check_key(key)
         request_hash = operations.hash_request(request.method, request.scope["path"], await request.body())
-        async with self._database.transaction() as conn:
+        async with self._database.statement() as conn:
             claim = await operations.claim_key(conn, user_id=identity.user_id, key=key, request_hash=request_hash)
         if claim.replay is not None:
             return Response(self._open(claim.replay, identity.user_id), claim.replay_status, claim.replay_headers)
@@ -73,7 +73,7 @@ class Answers:
             is_kept = made.is_kept
         finally:
             if not is_kept:
-                async with self._database.transaction() as conn:
+                async with self._database.statement() as conn:
                     await queries.give_back_key(conn, user_id=user_id, key=key)
         response = made.response
         if is_kept:

@@ -80,14 +80,14 @@ class RunRoutes:
             return keys.unclaimed()
         keys.check_key(key)
         request_hash = keys.hash_request("POST", "/v1/runs", await request.body())
-        async with self._database.transaction() as conn:
+        async with self._database.statement() as conn:
             return await keys.claim_key(conn, user_id=identity.user_id, key=key, request_hash=request_hash)
 
     async def _give_back(self, identity: Identity, key: str | None) -> None:
         """Let the same request be tried again at once, under the same id: a hold it may have got is found again."""
         if key is None:
             return
-        async with self._database.transaction() as conn:
+        async with self._database.statement() as conn:
             await key_queries.give_back_key(conn, user_id=identity.user_id, key=key)
 
     async def _answer(self, identity: Identity, run_id: UUID, answer: bytes, prefer: str) -> Response:
@@ -105,7 +105,7 @@ class RunRoutes:
         response = await self._agents.call("GET", f"/internal/runs/{run_id}", identity=identity)
         if response.status_code != 404:  # noqa: PLR2004
             return pass_back(response)
-        async with self._database.transaction() as conn:
+        async with self._database.statement() as conn:
             row = await queries.find_accepted_run(conn, run_id=run_id, user_id=identity.user_id)
         if row is None:
             raise RunNotFound("There is no such run.")

@@ -16,21 +16,26 @@ from services.gateway.domain import Identity
 from services.gateway.feed import LiveFeed
 from services.gateway.runs import queries
 from services.gateway.runs.domain import TERMINAL_EVENTS, RunNotFound
+from services.gateway.runs.heads import RunHeads
 from services.gateway.upstreams import Upstream
 
 log = structlog.get_logger(__name__)
 
 PAGE: Final = 500
-POLL_LIVE_S: Final = 1.0
-"""How often the tables are asked although nothing was heard, while Redis works: the net below the hints."""
-POLL_BLIND_S: Final = 0.25
+PAUSE_S: Final = 1.0
+"""How often a stream looks up: is it time for a heartbeat, does this process end, is there still something to fetch."""
+LOOK_ALONE_S: Final = 10.0
+"""How often a stream asks agents itself although nobody told it anything: the net below hints and heads."""
 
 RunEvent = dict[str, Any]
 
 
 class RunStreams:
-    def __init__(self, *, agents: Upstream, feed: LiveFeed, database: Database, stopping: asyncio.Event) -> None:
+    def __init__(
+        self, *, agents: Upstream, feed: LiveFeed, heads: RunHeads, database: Database, stopping: asyncio.Event
+    ) -> None:
         self._agents = agents
+        self._heads = heads
         self._feed = feed
         self._database = database
         self._stopping = stopping
@@ -53,25 +58,38 @@ class RunStreams:
     async def events(self, identity: Identity, run_id: UUID, *, after: int) -> AsyncGenerator[RunEvent | None, None]:
         """Events in order without gaps, None whenever there was nothing new for a while."""
         async with self._feed.listen(f"run:{run_id}") as hints:
-            last = after
-            is_behind = True
-            while not self._stopping.is_set():
-                if is_behind:
-                    async for event in self._catch_up(identity, run_id, after=last):
+            with self._heads.watch(run_id, hints):
+                async for event in self._follow(identity, run_id, hints, after=after):
+                    yield event
+
+    async def _follow(
+        self, identity: Identity, run_id: UUID, hints: asyncio.Queue[bytes], *, after: int
+    ) -> AsyncGenerator[RunEvent | None, None]:
+        last, looked_at, is_behind = after, 0.0, True
+        while not self._stopping.is_set():
+            if is_behind or time.monotonic() - looked_at > LOOK_ALONE_S:
+                looked_at = time.monotonic()
+                try:
+                    async for event in self._pages(identity, run_id, after=last):
                         last = event["seq"]
                         yield event
                         if event["type"] in TERMINAL_EVENTS:
                             return
-                event = await self._hint(hints)
-                # No hint, or one from further ahead: look into the tables. One we have told already: nothing to do.
-                is_behind = event is None or event["seq"] > last + 1
-                if event is None:
-                    yield None
-                elif event["seq"] == last + 1:
-                    last += 1
-                    yield event
-                    if event["type"] in TERMINAL_EVENTS:
-                        return
+                    is_behind = False
+                except Unavailable as error:
+                    # A stream outlives a restart of agents: the client sees a pause, then goes on where it was.
+                    log.info("run_stream_waits", run_id=str(run_id), error=error.code)
+                    is_behind = True
+            hint = await self._hint(hints)
+            if hint is None:
+                yield None
+            elif hint.get("seq") == last + 1:
+                last += 1
+                yield hint
+                if hint["type"] in TERMINAL_EVENTS:
+                    return
+            elif hint.get("head", hint.get("seq", 0)) > last:  # events we have not seen: they are in the tables
+                is_behind = True
 
     async def wait_until_terminal(self, identity: Identity, run_id: UUID, *, wait_s: float) -> bool:
         """Whether the run ended within the time."""
@@ -85,21 +103,15 @@ class RunStreams:
         return False
 
     async def _hint(self, hints: asyncio.Queue[bytes]) -> RunEvent | None:
-        patience_s = POLL_LIVE_S if self._feed.is_up else POLL_BLIND_S
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(PAUSE_S):
                 return orjson.loads(await hints.get())
         except TimeoutError:
             return None
 
-    async def _catch_up(self, identity: Identity, run_id: UUID, *, after: int) -> AsyncGenerator[RunEvent, None]:
+    async def _pages(self, identity: Identity, run_id: UUID, *, after: int) -> AsyncGenerator[RunEvent, None]:
         while True:
-            try:
-                items = await self._page(identity, run_id, after=after, limit=PAGE)
-            except Unavailable as error:
-                # A stream outlives a restart of agents: the client sees a pause, then goes on where it was.
-                log.info("run_stream_waits", run_id=str(run_id), error=error.code)
-                return
+            items = await self._page(identity, run_id, after=after, limit=PAGE)
             for item in items:
                 yield item
                 after = item["seq"]

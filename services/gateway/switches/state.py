@@ -29,7 +29,7 @@ class Switches:
             await asyncio.sleep(POLL_INTERVAL_S)
 
     async def refresh(self) -> None:
-        async with self._database.transaction() as conn:
+        async with self._database.statement() as conn:
             self._views = await queries.read_switches(conn)
         self._read_at = time.monotonic()
 

@@ -1,10 +1,14 @@
 """What a served process owes whoever asks it, whatever loop it runs on."""
 
+import asyncio
 import statistics
 import time
+from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any
 
 import httpx
+import pytest
 
 from libs.common.process import Service, serving
 
@@ -27,3 +31,42 @@ async def test_the_body_of_an_answer_does_not_wait_until_its_head_was_acknowledg
             took_s.append(time.perf_counter() - began_at)
     # A delayed acknowledgement is 40 ms late at the least; without one an answer takes about one.
     assert statistics.median(took_s) < 0.035
+
+
+REQUEST_S = 0.6
+
+
+@pytest.fixture
+async def port() -> AsyncGenerator[int, None]:
+    """Of an application that reads the body and then takes longer to answer than a request may take to come."""
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+            pass
+        if message["type"] == "http.request":
+            await asyncio.wait({asyncio.create_task(asyncio.Event().wait())}, timeout=2 * REQUEST_S)
+            await _answer(_scope, receive, send)
+
+    service = Service(name="a-service", app=app, health_app=app)
+    async with serving(service, host="127.0.0.1", port=0, request_s=REQUEST_S) as running:
+        yield running.port
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: a\r\n", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nab"],
+    ids=["nothing", "a part of the line", "a part of the headers", "a part of the body"],
+)
+async def test_who_lets_a_request_drip_in_loses_the_connection(port: int, begun: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(begun)
+    async with asyncio.timeout(10):
+        with suppress(ConnectionResetError):
+            assert await reader.read() == b""
+    writer.close()
+
+
+async def test_an_answer_may_take_longer_than_its_request_and_the_connection_goes_on(port: int) -> None:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+        for _ in range(2):
+            assert (await client.post("/", content=b"a" * 200_000)).text == "ok"

@@ -61,3 +61,31 @@ async def test_a_forwarded_address_is_believed_only_from_our_own_proxies(place: 
 
         answers = [await ask(number) for number in range(LIMIT + 10)]
     assert Counter(answer.status_code for answer in answers) == {401: LIMIT, 429: 10}
+
+
+async def test_guesses_at_one_account_are_counted_from_all_addresses_together(place: Place) -> None:
+    settings = gateway_settings(place, auth_rate_limit_max_requests=3, trusted_proxy_hops=1)
+    async with run_service(build(settings), mode="api") as replica:
+        addresses = iter(range(1, 250))
+
+        async def post(path: str, email: str, password: str) -> httpx.Response:
+            headers = {
+                "apikey": settings.next_public_supabase_anon_key.get_secret_value(),
+                "x-supabase-api-version": "2024-01-01",
+                "x-forwarded-for": f"203.0.113.{next(addresses)}",
+            }
+            body = {"email": email, "password": password}
+            return await replica.client.post(f"/auth/v1/{path}", json=body, headers=headers)
+
+        for name in ("ada", "bob"):
+            assert (await post("signup", f"{name}@example.com", "correct horse")).status_code == 200
+        heard = list[list[tuple[int, str]]]()
+        for email in ("ada@example.com", "nobody@example.com"):
+            guesses = [await post("token?grant_type=password", email, "a guess") for _ in range(4)]
+            guesses.append(await post("token?grant_type=password", email.upper(), "correct horse"))
+            assert [answer.status_code for answer in guesses] == [400, 400, 400, 429, 429]
+            assert (guesses[4].json()["code"], guesses[3].json()) == ("over_request_rate_limit", guesses[4].json())
+            assert int(guesses[3].headers["retry-after"]) >= 1
+            heard.append([(answer.status_code, answer.text) for answer in guesses])
+        assert heard[0] == heard[1]  # whether there is such an account is not to be learnt from it
+        assert (await post("token?grant_type=password", "bob@example.com", "correct horse")).status_code == 200

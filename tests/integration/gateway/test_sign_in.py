@@ -7,7 +7,8 @@ import jsonschema
 
 from libs.common.events import CATALOGUE
 from services.gateway.settings import Settings
-from tests.harness.services import Place
+from services.gateway.wiring import build
+from tests.harness.services import Place, run_service
 from tests.integration.gateway.conftest import SignedIn
 
 
@@ -125,4 +126,29 @@ async def test_broken_bodies_get_codes_not_crashes(anon: httpx.AsyncClient) -> N
     nul = await anon.post(
         "/auth/v1/signup", json={"email": "n@example.com", "password": "long enough", "data": {"a": "\x00"}}
     )
-    assert nul.status_code == 422
+    assert (nul.status_code, nul.json()["code"]) == (400, "validation_failed")
+
+
+async def test_a_password_that_is_guessed_first_is_refused_where_it_is_set_and_in_production(
+    place: Place, settings: Settings
+) -> None:
+    assert not settings.refuses_common_passwords
+    assert settings.model_copy(update={"environment": "production"}).refuses_common_passwords
+    strict = settings.model_copy(update={"auth_refuse_guessable": True})
+    headers = {
+        "apikey": settings.next_public_supabase_anon_key.get_secret_value(),
+        "x-supabase-api-version": "2024-01-01",
+    }
+    async with run_service(build(strict), mode="api") as gateway:
+
+        async def sign_up(password: str) -> httpx.Response:
+            body = {"email": "ada@example.com", "password": password}
+            return await gateway.client.post("/auth/v1/signup", json=body, headers=headers)
+
+        refused = await sign_up("P@ssw0rd2026!")
+        assert (refused.status_code, refused.json()["code"]) == (422, "weak_password")
+        assert refused.json()["weak_password"] == {"reasons": ["pwned"]}
+        session = (await sign_up("lantern-harbour-19")).json()
+        bearer = {**headers, "Authorization": f"Bearer {session['access_token']}"}
+        changed = await gateway.client.put("/auth/v1/user", json={"password": "qwertyuiop"}, headers=bearer)
+        assert (changed.status_code, changed.json()["code"]) == (422, "weak_password")

@@ -10,12 +10,19 @@ import pytest
 from libs.common.broker import parked_queue
 from libs.common.ids import new_id
 from services.gateway.wiring import build
-from tests.harness.house import House, Person
+from tests.harness.house import House, Person, open_house
 from tests.harness.patience import eventually
-from tests.harness.services import run_service
+from tests.harness.services import Place, run_service
 from tests.integration.house.test_fuzzing import become_admin
 
 QUEUE = "metering.agents.run_finished.v1"
+
+
+@pytest.fixture(scope="module")
+async def house(lasting_place: Place) -> AsyncGenerator[House, None]:
+    """One for all of them: each has people of its own."""
+    async with open_house(lasting_place) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -51,6 +58,8 @@ async def test_credits_are_given_seen_and_taken_back(house: House, admin: Person
         assert [act["subject"] for act in await _audited(admin, "grant_voided")] == [asked["grant_id"]]
         by = await house.place.database.fetch("SELECT granted_by FROM metering.grants")
         assert [row["granted_by"] for row in by] == [admin.id]
+        late = await admin.client.post(path, json={**asked, "grant_id": None, "expires_at": "2000-01-01T00:00:00Z"})
+        assert late.status_code == 422
         unknown = await admin.client.post(path, json={**asked, "metric": "wishes"})
         assert (unknown.status_code, unknown.json()["code"]) == (422, "metering.unknown_metric")
 
