@@ -1,7 +1,8 @@
 """A queue that is full says no to whoever sends: rows wait in the outbox, and come when there is room again."""
 
+import random
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
@@ -24,6 +25,15 @@ ROOM: Final = 100
 EVENTS: Final = 1_000
 
 
+@pytest.fixture
+def small_queues() -> Generator[None, None, None]:
+    """Queues declared meanwhile take no more than this."""
+    usual = topology.MAX_QUEUE_LENGTH
+    topology.MAX_QUEUE_LENGTH = ROOM  # pyright: ignore[reportConstantRedefinition]
+    yield
+    topology.MAX_QUEUE_LENGTH = usual  # pyright: ignore[reportConstantRedefinition]
+
+
 @asynccontextmanager
 async def a_consumer(place: Place) -> AsyncGenerator[Consumer, None]:
     async with (
@@ -39,12 +49,22 @@ async def a_consumer(place: Place) -> AsyncGenerator[Consumer, None]:
         )
 
 
+async def write_events(source: db.Database, chance: random.Random) -> list[str]:
+    written: list[str] = []
+    while len(written) < EVENTS:
+        count = min(chance.randint(20, 80), EVENTS - len(written))
+        events = [an_event(RunStarted, run_id=new_id()) for _ in range(count)]
+        async with source.transaction() as conn:
+            await outbox.add(conn, *events)
+        written += [str(event.run_id) for event in events]
+    return written
+
+
+@pytest.mark.usefixtures("small_queues")
 async def test_what_a_full_queue_does_not_take_waits_and_is_not_lost(
-    place: Place, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    place: Place, request: pytest.FixtureRequest
 ) -> None:
     seed = request.config.getoption("--seed") or secrets.randbelow(1_000_000)
-    chance = chance_of(seed)
-    monkeypatch.setattr(topology, "MAX_QUEUE_LENGTH", ROOM)
     await place.database.execute("CREATE TABLE metering.fault_effects (run_id uuid NOT NULL)")
     await place.database.execute("GRANT SELECT, INSERT ON metering.fault_effects TO venture_metering")
 
@@ -62,19 +82,12 @@ async def test_what_a_full_queue_does_not_take_waits_and_is_not_lost(
 
     async with a_consumer(place) as taker, running(taker.run):  # makes the queue, and goes away again
         await eventually(partial(_is_there, taker), within_s=30)
-    written: list[str] = []
     async with (
         db.connect(place.database.url("venture_agents"), application_name="fault-source") as source,
         open_publisher(place.amqp_url("agents"), name="fault-source") as publisher,
         running(outbox.Relay(source, publisher, source="agents").run),
     ):
-        while len(written) < EVENTS:
-            events = [an_event(RunStarted, run_id=new_id()) for _ in range(chance.randint(20, 80))][
-                : EVENTS - len(written)
-            ]
-            async with source.transaction() as conn:
-                await outbox.add(conn, *events)
-            written += [str(event.run_id) for event in events]
+        written = await write_events(source, chance_of(seed))
         await eventually(is_refused, within_s=30)
         left = await unsent()
         async with a_consumer(place) as taker, running(taker.run):
