@@ -1,8 +1,8 @@
 """How much faster metering settles runs than a FastStream subscriber: `python -m bench.metering_consumer [runs]`.
 
-Both drain the same number of finished runs (each under a hold) from the same queue with the same handler, one after the
-other, each in a process of its own; the time is the database's, from the first booking to the last. FastStream comes
-into `.local/bench` by uv, pinned, and is no dependency of the project.
+Both drain the same number of finished runs (each under a hold) from the same queue with the same handler, and relay
+what they tell of them, one after the other, each in a process of its own; the time is the database's, from the first
+booking to the last. FastStream comes into `.local/bench` by uv, pinned, and is no dependency of the project.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from libs.common import database as db
 from libs.common import outbox
 from libs.common.broker import open_publisher, queue_name
 from libs.common.events.agents import RunFinished
+from libs.common.events.metering import ThresholdReached, UsageSettled
 from libs.common.ids import new_id
 from tests.builders import an_event
 from tests.harness.database import TestDatabase, new_database
@@ -121,6 +122,7 @@ async def measure(servers: Servers, python: Path, count: int, *, ours: bool) -> 
         place = Place(database=database, vhost=servers.vhosts[0], redis_number=0)
         async with service_process(servers, database, "worker"):
             await eventually(lambda: _is_declared(place), within_s=60, every_s=0.2)
+        await listen(place)
         await fill(place, count)
         if ours:
             async with service_process(servers, database, "worker"):
@@ -130,6 +132,17 @@ async def measure(servers: Servers, python: Path, count: int, *, ours: bool) -> 
                 result = await rate(database, count)
         await place.delete_queues()
         return result
+
+
+async def listen(place: Place) -> None:
+    """Somebody takes what is told of settled runs, as the gateway and billing do."""
+    import aio_pika  # noqa: PLC0415 - the driver is needed here alone
+
+    connection = await aio_pika.connect(place.amqp_url("operator"))
+    async with connection, connection.channel() as channel:
+        ears = await channel.declare_queue("bench.settled", durable=True, arguments={"x-max-length": 1})
+        for event in (UsageSettled, ThresholdReached):
+            await ears.bind("events", routing_key=event.type)
 
 
 async def _is_declared(place: Place) -> bool:

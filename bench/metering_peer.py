@@ -17,7 +17,8 @@ PREFETCH: Final = 16
 async def main() -> None:
     sys.path.append(os.environ["PROJECT_PACKAGES"])  # before anything of ours: only FastStream's own packages are here
     from libs.common import database as db  # noqa: PLC0415
-    from libs.common import inbox  # noqa: PLC0415
+    from libs.common import inbox, outbox  # noqa: PLC0415
+    from libs.common.broker import open_publisher  # noqa: PLC0415
     from libs.common.events import Envelope  # noqa: PLC0415
     from libs.common.events.agents import RunFinished  # noqa: PLC0415
     from libs.common.plans import load_plans  # noqa: PLC0415
@@ -29,7 +30,10 @@ async def main() -> None:
     channel = rabbit.Channel(prefetch_count=PREFETCH)
     broker = rabbit.RabbitBroker(os.environ["AMQP_URL"], default_channel=channel, logger=None)
     queue = rabbit.RabbitQueue(os.environ["QUEUE"], declare=False)
-    async with db.connect(os.environ["DATABASE_URL"], application_name="venture-metering") as database:
+    async with (
+        db.connect(os.environ["DATABASE_URL"], application_name="venture-metering") as database,
+        open_publisher(os.environ["AMQP_URL"], name="metering") as publisher,
+    ):
 
         async def on_run_finished(body: bytes) -> None:
             event = RunFinished.from_envelope(Envelope.parse(body))
@@ -42,7 +46,10 @@ async def main() -> None:
 
         subscriber = broker.subscriber(queue, ack_policy=faststream.AckPolicy.NACK_ON_ERROR, decoder=undecoded)
         subscriber(on_run_finished)
-        await faststream.FastStream(broker, logger=None).run()
+        async with asyncio.TaskGroup() as group:  # what was settled is told to others in both
+            relay = group.create_task(outbox.Relay(database, publisher, source="metering").run())
+            await faststream.FastStream(broker, logger=None).run()
+            relay.cancel()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ KNOWN_BY: Mapping[str, tuple[str, ...]] = {
         "AUTH_SIGNING_KEYS",
         "AUTH_AUTOCONFIRM",
         "AUTH_ANONYMOUS_ENABLED",
-        "AUTH_REFUSE_COMMON_PASSWORDS",
+        "AUTH_REFUSE_GUESSABLE",
         "AUTH_MAIL_INTERVAL_S",
         "AUTH_REDIRECT_URLS",
         "ACCESS_TOKEN_TTL_S",

@@ -76,7 +76,7 @@ class Settings(CommonSettings):
     auth_signing_keys: Annotated[SecretStr, AfterValidator(_check_signing_keys)] | None = None
     auth_autoconfirm: bool = False
     auth_anonymous_enabled: bool = True
-    auth_refuse_common_passwords: bool | None = None
+    auth_refuse_guessable: bool | None = None
     """Refuse new passwords that are guessed first. Unless it is said, in production alone."""
     auth_mail_interval_s: int = Field(default=60, ge=0, le=3600)
     auth_redirect_urls: CommaSeparated = ()
@@ -113,7 +113,7 @@ class Settings(CommonSettings):
 
     @property
     def refuses_common_passwords(self) -> bool:
-        is_said = self.auth_refuse_common_passwords
+        is_said = self.auth_refuse_guessable
         return self.environment == "production" if is_said is None else is_said
 
     @property

@@ -14,6 +14,7 @@ from libs.common.plans import Plans
 from services.metering import operations
 from services.metering.desk import HoldDesk
 from services.metering.domain import MAX_AMOUNT, Ask, Hold, UnknownMetric
+from services.metering.ledger.domain import Settlement
 
 Amount = Annotated[int, Field(strict=True, ge=1, le=MAX_AMOUNT)]
 Used = Annotated[int, Field(strict=True, ge=0, le=MAX_AMOUNT)]
@@ -34,7 +35,7 @@ class ExtensionAsk(Input):
     amounts: AskedAmounts
 
 
-class Settlement(Input):
+class Actuals(Input):
     """What was used in the end, at most once for each hold; `attributes` are written down beside it."""
 
     used: Annotated[dict[str, Used], Field(min_length=1, max_length=20)]
@@ -76,19 +77,13 @@ class HoldRoutes:
             await operations.release_hold(conn, hold_id=hold_id, user_id=user_id)
         return Response(status_code=204)
 
-    async def settle(self, caller: CurrentCaller, hold_id: UUID, settlement: Settlement) -> Response:
+    async def settle(self, caller: CurrentCaller, hold_id: UUID, settlement: Actuals) -> Response:
         """For what is used without a run, such as an export; runs settle by their event."""
         user_id = caller.require_user()
         self._require_meters(settlement.used)
         async with self._database.transaction() as conn:
-            await operations.settle_hold(
-                conn,
-                self._plans,
-                hold_id=hold_id,
-                user_id=user_id,
-                used=settlement.used,
-                attributes=settlement.attributes,
-            )
+            used = Settlement(hold_id=hold_id, user_id=user_id, used=settlement.used, attributes=settlement.attributes)
+            await operations.settle_hold(conn, self._plans, used)
         return Response(status_code=204)
 
     def _require_meters(self, amounts: dict[str, int]) -> None:

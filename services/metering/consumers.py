@@ -13,6 +13,7 @@ from libs.common.plans import Plans
 from services.metering import operations
 from services.metering.accounts import operations as accounts
 from services.metering.domain import Amounts, Metric, cost_of_run
+from services.metering.ledger.domain import Settlement
 
 log = structlog.get_logger(__name__)
 
@@ -27,25 +28,25 @@ async def on_run_requested(event: RunRequested, conn: Connection, *, plans: Plan
 
 
 async def on_run_finished(event: RunFinished, conn: Connection, *, plans: Plans) -> None:
-    used = cost_of_run(
-        outcome=event.outcome,
-        is_billable=event.is_billable,
-        input_tokens=event.input_tokens,
-        output_tokens=event.output_tokens,
-    )
-    attributes = {
-        "outcome": event.outcome,
-        "agent_type": event.agent_type,
-        "model": event.model_used,
-    }
-    await operations.settle_hold(
-        conn,
-        plans,
+    await on_runs_finished([event], conn, plans=plans)
+
+
+async def on_runs_finished(events: Sequence[RunFinished], conn: Connection, *, plans: Plans) -> None:
+    await operations.settle_holds(conn, plans, [_settlement(event) for event in events])
+
+
+def _settlement(event: RunFinished) -> Settlement:
+    return Settlement(
         hold_id=event.run_id,
         user_id=event.user_id,
-        used=used,
+        used=cost_of_run(
+            outcome=event.outcome,
+            is_billable=event.is_billable,
+            input_tokens=event.input_tokens,
+            output_tokens=event.output_tokens,
+        ),
         cost_micro_usd=event.cost_micro_usd if event.is_billable else 0,
-        attributes=attributes,
+        attributes={"outcome": event.outcome, "agent_type": event.agent_type, "model": event.model_used},
     )
 
 
@@ -55,9 +56,8 @@ async def on_run_proposed(event: RunProposed, conn: Connection, *, plans: Plans)
 
 
 async def on_quota_used(event: QuotaUsed, conn: Connection, *, plans: Plans) -> None:
-    await operations.settle_hold(
-        conn, plans, hold_id=event.hold_id, user_id=event.user_id, used=event.amounts, attributes={}
-    )
+    settlement = Settlement(hold_id=event.hold_id, user_id=event.user_id, used=event.amounts)
+    await operations.settle_hold(conn, plans, settlement)
 
 
 async def on_user_deleted(event: UserDeleted, conn: Connection) -> None:
@@ -68,7 +68,11 @@ def subscriptions(plans: Plans) -> Sequence[Subscription]:
     return (
         Subscription(event=EntitlementsChanged, handler=on_entitlements_changed),
         Subscription(event=RunRequested, handler=partial(on_run_requested, plans=plans)),
-        Subscription(event=RunFinished, handler=partial(on_run_finished, plans=plans)),
+        Subscription(
+            event=RunFinished,
+            handler=partial(on_run_finished, plans=plans),
+            many=partial(on_runs_finished, plans=plans),
+        ),
         Subscription(event=RunProposed, handler=partial(on_run_proposed, plans=plans)),
         Subscription(event=QuotaUsed, handler=partial(on_quota_used, plans=plans)),
         Subscription(event=UserDeleted, handler=on_user_deleted),

@@ -5,7 +5,6 @@ ledger's sums and the open holds; a run's usage is booked once for ever, whateve
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 from uuid import UUID
 
 import structlog
@@ -33,6 +32,7 @@ from services.metering.domain import (
 from services.metering.grants.operations import spend_credits
 from services.metering.ledger import domain as ledger_rules
 from services.metering.ledger import queries as ledger
+from services.metering.ledger.domain import Settlement
 from services.metering.taking import Wanted, take
 
 log = structlog.get_logger(__name__)
@@ -123,46 +123,44 @@ async def confirm_hold(conn: Connection, plans: Plans, *, hold_id: UUID, user_id
     return transition is not None and bool(transition.held)
 
 
-async def settle_hold(
-    conn: Connection,
-    plans: Plans,
-    *,
-    hold_id: UUID,
-    user_id: UUID,
-    used: Amounts,
-    cost_micro_usd: int = 0,
-    attributes: Mapping[str, Any],
-) -> None:
-    """Book what the run used and end its hold: ledger, counters, hold and events, all in the caller's transaction.
+async def settle_hold(conn: Connection, plans: Plans, settlement: Settlement) -> None:
+    """Book what a run used and end its hold: ledger, counters, hold and events, all in the caller's transaction.
 
     Books whatever became of the hold (swept, released, unknown), in the period the run was accepted in, and books once;
     the same run told again with other amounts is kept as a conflict. A deleted account's usage goes to the ledger under
     its pseudonym alone.
     """
-    content = {
-        "used": {str(metric): amount for metric, amount in used.items()},
-        "cost_micro_usd": cost_micro_usd,
-        **attributes,
-    }
-    digest = ledger_rules.digest({**content, "user_id": str(user_id)})
-    hold = await queries.lock_hold(conn, hold_id)
-    account = await accounts.get_account(conn, plans, str(user_id))
-    if account.erased_as is not None:
-        await _book_for_the_erased(
-            conn, account, hold_id, used, cost_micro_usd=cost_micro_usd, attributes=attributes, digest=digest
+    await settle_holds(conn, plans, [settlement])
+
+
+async def settle_holds(conn: Connection, plans: Plans, settlements: Sequence[Settlement]) -> None:
+    """The same for many: what they need is looked up at once, and what follows is written at once."""
+    holds = await queries.lock_holds(conn, [one.hold_id for one in settlements])
+    known = await accounts.find_accounts(conn, plans, sorted({str(one.user_id) for one in settlements}))
+    settled: list[UsageSettled] = []
+    standings: list[Standing] = []
+    for one in settlements:
+        # Taken out: a run that is told twice in one batch is looked up again, as the first left it.
+        hold = holds.pop(one.hold_id, None) or await queries.lock_hold(conn, one.hold_id)
+        account = known[str(one.user_id)]
+        if account.erased_as is not None:
+            await _book_for_the_erased(conn, account, one)
+            continue
+        hold = hold or await _record_hold(conn, account, hold_id=one.hold_id, user_id=one.user_id)
+        _require_owner(hold, one.user_id)
+        transition = domain.settle(hold)
+        if transition is None:
+            await _keep_conflict(conn, hold, one)
+            continue
+        is_new, counters = await ledger.book_settlement(conn, hold, transition, one)
+        booked = {metric: amount if is_new else 0 for metric, amount in one.used.items()}
+        await _spend(conn, plans, account, hold, booked=booked, counters=counters)
+        settled.append(
+            UsageSettled(user_id=one.user_id, hold_id=hold.id, amounts=booked, period_start=hold.period.start)
         )
-        return
-    hold = hold or await _record_hold(conn, account, hold_id=hold_id, user_id=user_id)
-    _require_owner(hold, user_id)
-    transition = domain.settle(hold)
-    if transition is None:
-        await _keep_conflict(conn, hold, digest, content)
-        return
-    is_new, counters = await ledger.book_settlement(
-        conn, hold, transition, used=used, cost_micro_usd=cost_micro_usd, attributes=attributes, digest=digest
-    )
-    booked = {metric: amount if is_new else 0 for metric, amount in used.items()}
-    await _follow_up(conn, plans, account, hold, booked=booked, counters=counters)
+        used = {metric: counters[metric] for metric in booked}
+        standings.append(Standing(user_id=hold.user_id, account=account, period=hold.period, used=used))
+    await outbox.add(conn, *settled, *await thresholds_told(conn, plans, standings))
 
 
 async def answer_proposal(conn: Connection, plans: Plans, *, run_id: UUID, user_id: UUID, amounts: Amounts) -> None:
@@ -256,10 +254,10 @@ async def _record_hold(conn: Connection, account: Account, *, hold_id: UUID, use
     return hold
 
 
-async def _follow_up(
-    conn: Connection, plans: Plans, account: Account, hold: Hold, *, booked: dict[str, int], counters: Amounts
+async def _spend(
+    conn: Connection, plans: Plans, account: Account, hold: Hold, *, booked: Amounts, counters: Amounts
 ) -> None:
-    """What follows from a settlement: credits are spent, the user and billing are told, thresholds are told once."""
+    """Charge to credits what the plan does not cover."""
     if account.has_grants and any(booked.values()):
         await spend_credits(
             conn,
@@ -270,11 +268,6 @@ async def _follow_up(
             period=hold.period,
             at=hold.created_at,
         )
-    settled = UsageSettled(user_id=UUID(hold.user_id), hold_id=hold.id, amounts=booked, period_start=hold.period.start)
-    used = {metric: counters[metric] for metric in booked}
-    standing = Standing(user_id=hold.user_id, account=account, period=hold.period, used=used)
-    reached = await thresholds_told(conn, plans, [standing])
-    await outbox.add(conn, settled, *reached)
 
 
 def _require_owner(hold: Hold, user_id: UUID) -> None:
@@ -282,43 +275,34 @@ def _require_owner(hold: Hold, user_id: UUID) -> None:
         raise HoldConflict("This id names the hold of another user.")
 
 
-async def _keep_conflict(conn: Connection, hold: Hold, digest: bytes, content: Mapping[str, Any]) -> None:
+async def _keep_conflict(conn: Connection, hold: Hold, settlement: Settlement) -> None:
     """A run that is booked was told again: the same is nothing new, anything else is kept for the operators."""
     key = ledger_rules.event_key(ledger_rules.RUNS, str(hold.id))
     booked = (await ledger.find_digests(conn, [key])).get(key)
-    if booked is not None and booked != digest:
+    if booked is not None and booked != settlement.digest:
         log.warning("usage_conflict", source=ledger_rules.RUNS, event_id=str(hold.id))
         await ledger.upsert_conflict(
             conn,
             source=ledger_rules.RUNS,
             event_id=str(hold.id),
-            digest=digest,
+            digest=settlement.digest,
             user_id=hold.user_id,
-            content=content,
+            content=settlement.content,
         )
 
 
-async def _book_for_the_erased(
-    conn: Connection,
-    account: Account,
-    run_id: UUID,
-    used: Amounts,
-    *,
-    cost_micro_usd: int,
-    attributes: Mapping[str, Any],
-    digest: bytes,
-) -> None:
-    key = ledger_rules.event_key(ledger_rules.RUNS, str(run_id))
-    if not await ledger.claim_event(conn, key=key, digest=digest):
+async def _book_for_the_erased(conn: Connection, account: Account, settlement: Settlement) -> None:
+    key = ledger_rules.event_key(ledger_rules.RUNS, str(settlement.hold_id))
+    if not await ledger.claim_event(conn, key=key, digest=settlement.digest):
         return
     await ledger.insert_entries(
         conn,
-        used,
+        settlement.used,
         source=ledger_rules.RUNS,
-        event_id=str(run_id),
+        event_id=str(settlement.hold_id),
         user_id=account.erased_as or "",
         kind="usage",
         period_start=account.period.start,
-        attributes=attributes,
-        costs={Metric.TOKENS: cost_micro_usd},
+        attributes=settlement.attributes,
+        costs={Metric.TOKENS: settlement.cost_micro_usd},
     )

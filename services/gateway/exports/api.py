@@ -107,7 +107,8 @@ class ExportRoutes:
         items: list[Any] = []
         cursor = ""
         for _ in range(MAX_PAGES):
-            page = await self._object(identity, service, f"{path}&cursor={cursor}" if cursor else path)
+            mark = "&" if "?" in path else "?"
+            page = await self._object(identity, service, f"{path}{mark}cursor={cursor}" if cursor else path)
             if page is None:
                 return None
             items += page["items"]

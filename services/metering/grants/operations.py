@@ -5,6 +5,7 @@ from datetime import datetime
 from uuid import UUID
 
 from libs.common.database import Connection
+from libs.common.errors import Invalid
 from services.metering.domain import Amounts, Period
 from services.metering.grants import domain, queries
 from services.metering.grants.domain import Credits, Grant, GrantConflict, GrantNotFound
@@ -14,7 +15,13 @@ async def add_grant(
     conn: Connection, *, grant_id: UUID, user_id: UUID, metric: str, amount: int, priority: int,
     expires_at: datetime | None, reason: str, granted_by: str,
 ) -> None:  # fmt: skip
-    """Grant credits; the same id again changes nothing. Raises GrantConflict if it names another grant."""
+    """Grant credits; the same id again changes nothing.
+
+    Raises GrantConflict if it names another grant, Invalid for one that has expired before it is given.
+    """
+    is_over = expires_at is not None and expires_at <= await conn.fetchval("SELECT now()")
+    if is_over and await queries.find_grant(conn, grant_id) is None:
+        raise Invalid("This grant would have expired before it is given.")
     made = await queries.insert_grant(
         conn,
         grant_id=grant_id,

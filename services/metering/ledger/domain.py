@@ -6,16 +6,39 @@ narrow enough to be kept for ever, and the same as `metering.event_key` makes in
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
+from uuid import UUID
 
 import orjson
 
 from libs.common.errors import NotFound
+from services.metering.domain import Amounts
 
 RUNS: Final = "agents.run"
 REFUNDS: Final = "metering.refund"
 CORRECTIONS: Final = "metering.correction"
 RESETS: Final = "metering.reset"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """What a run used in the end; its hold's id is the run's. `attributes` are written down beside it."""
+
+    hold_id: UUID
+    user_id: UUID
+    used: Amounts
+    cost_micro_usd: int = 0
+    attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def content(self) -> Mapping[str, Any]:
+        used = {str(metric): amount for metric, amount in self.used.items()}
+        return {"used": used, "cost_micro_usd": self.cost_micro_usd, **self.attributes}
+
+    @property
+    def digest(self) -> bytes:
+        return digest({**self.content, "user_id": str(self.user_id)})
 
 
 class RunNotBooked(NotFound):

@@ -7,23 +7,18 @@ from typing import Any
 from libs.common.database import Connection, Record
 from services.metering.domain import Amounts, Hold, Transition
 from services.metering.ledger import domain
+from services.metering.ledger.domain import Settlement
 
 
 async def book_settlement(
-    conn: Connection,
-    hold: Hold,
-    transition: Transition,
-    *,
-    used: Amounts,
-    cost_micro_usd: int,
-    attributes: Mapping[str, Any],
-    digest: bytes,
+    conn: Connection, hold: Hold, transition: Transition, settlement: Settlement
 ) -> tuple[bool, dict[str, int]]:
     """Book what a run used, free what its hold held and end the hold, in one statement.
 
     Returns whether the run was booked now (its id is the key, whatever message told of it), and what is used now of
     each metric it touched. The price goes with the tokens, or with the first metric booked if there are none.
     """
+    used = settlement.used
     metrics = sorted(used.keys() | transition.held.keys())
     booked = sorted(metric for metric, amount in used.items() if amount)
     priced = "tokens" if "tokens" in booked else next(iter(booked), "")
@@ -60,7 +55,7 @@ async def book_settlement(
         RETURNING u.metric_type, u.metric_value, (SELECT count(*) FROM claimed) AS claimed
         """,
         domain.event_key(domain.RUNS, str(hold.id)),
-        digest,
+        settlement.digest,
         metrics,
         [used.get(metric, 0) for metric in metrics],
         [transition.held.get(metric, 0) for metric in metrics],
@@ -69,8 +64,8 @@ async def book_settlement(
         hold.period.start,
         hold.period.end,
         priced,
-        cost_micro_usd,
-        attributes,
+        settlement.cost_micro_usd,
+        settlement.attributes,
         transition.state.value,
     )
     return bool(rows and rows[0]["claimed"]), {row["metric_type"]: row["metric_value"] for row in rows}

@@ -134,7 +134,7 @@ async def test_a_password_that_is_guessed_first_is_refused_where_it_is_set_and_i
 ) -> None:
     assert not settings.refuses_common_passwords
     assert settings.model_copy(update={"environment": "production"}).refuses_common_passwords
-    strict = settings.model_copy(update={"auth_refuse_common_passwords": True})
+    strict = settings.model_copy(update={"auth_refuse_guessable": True})
     headers = {
         "apikey": settings.next_public_supabase_anon_key.get_secret_value(),
         "x-supabase-api-version": "2024-01-01",

@@ -30,6 +30,7 @@ from services.metering.accounts import operations as accounts
 from services.metering.domain import HoldEnded, HoldInUse, QuotaExceeded
 from services.metering.grants import operations as grants
 from services.metering.jobs import sweep_holds
+from services.metering.ledger.domain import Settlement
 from services.metering.repairs import operations as repairs
 from tests.harness.database import TestDatabase, new_database
 from tests.harness.servers import Servers
@@ -168,9 +169,8 @@ class Metering(RuleBasedStateMachine):
 
         async def work() -> None:
             async with self.world.database.transaction() as conn:
-                await operations.settle_hold(
-                    conn, PLAN, hold_id=hold_id, user_id=self.user_id, used={"runs": used}, attributes={}
-                )
+                settlement = Settlement(hold_id=hold_id, user_id=self.user_id, used={"runs": used})
+                await operations.settle_hold(conn, PLAN, settlement)
 
         self.world.run(work())
         self.settled.setdefault(hold_id, used)

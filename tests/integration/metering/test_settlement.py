@@ -187,3 +187,24 @@ async def test_a_proposed_run_is_granted_or_denied_by_event(test_database: TestD
     ]
     assert await test_database.fetchval("SELECT confirmed_at IS NOT NULL FROM metering.holds") is True
     assert await counters(test_database, user_id) == {"runs": (0, 1), "tokens": (0, 10)}
+
+
+async def test_a_batch_of_finished_runs_books_each_once_and_tells_its_threshold_once(
+    test_database: TestDatabase,
+) -> None:
+    user_id, other_id = new_id(), new_id()
+    plans = plans_with(runs=2, tokens=10**9)
+    async with metering_of(test_database) as database:
+        holds = [await reserve(database, user_id, plans=plans) for _ in range(2)]
+        first, second = (a_finished_run(user_id, hold.id) for hold in holds)
+        contradiction = a_finished_run(user_id, holds[0].id, output_tokens=1)
+        unknown = a_finished_run(other_id, new_id())
+        async with database.transaction() as conn:
+            await consumers.on_runs_finished([first, unknown, first, contradiction, second], conn, plans=plans)
+    assert await counters(test_database, user_id) == {"runs": (2, 0), "tokens": (1_400, 0)}
+    assert await counters(test_database, other_id) == {"runs": (1, 0), "tokens": (700, 0)}
+    assert len(await events(test_database, UsageSettled.type)) == 3
+    told = [(one["metric"], one["percent"]) for one in await events(test_database, ThresholdReached.type)]
+    assert told == [("runs", 80), ("runs", 100)]
+    assert await test_database.fetchval("SELECT count(*) FROM metering.conflicts") == 1
+    assert await has_no_drift(test_database)

@@ -58,6 +58,8 @@ async def test_credits_are_given_seen_and_taken_back(house: House, admin: Person
         assert [act["subject"] for act in await _audited(admin, "grant_voided")] == [asked["grant_id"]]
         by = await house.place.database.fetch("SELECT granted_by FROM metering.grants")
         assert [row["granted_by"] for row in by] == [admin.id]
+        late = await admin.client.post(path, json={**asked, "grant_id": None, "expires_at": "2000-01-01T00:00:00Z"})
+        assert late.status_code == 422
         unknown = await admin.client.post(path, json={**asked, "metric": "wishes"})
         assert (unknown.status_code, unknown.json()["code"]) == (422, "metering.unknown_metric")
 
