@@ -25,7 +25,7 @@ from libs.common.broker.publisher import BrokerPublisher, BrokerUnavailable
 from libs.common.database import Connection, Database, DatabaseUnavailable
 from libs.common.errors import LimitExceeded, Unavailable, VentureError
 from libs.common.events import CATALOGUE, Envelope, Event, MalformedEvent
-from libs.common.telemetry import MESSAGES, in_span, start_span
+from libs.common.telemetry import MESSAGES, in_span, log_handled, start_span
 
 log = structlog.get_logger(__name__)
 
@@ -190,9 +190,10 @@ class Lane:
             self._subscription.wake()
         # All that came before on this channel is acked: this takes the batch and nothing else.
         await max(deliveries, key=lambda it: it.message.delivery_tag or 0).message.ack(multiple=True)
+        done = set(handled)
         for delivery in deliveries:
             with in_span(delivery.span, end_on_exit=True):
-                self._tell(delivery.message, "done" if delivery in handled else "duplicate", delivery.started)
+                self._tell(delivery.message, "done" if delivery in done else "duplicate", delivery.started)
         return ()
 
     async def _settle_alone(self, delivery: Delivery) -> None:
@@ -232,7 +233,7 @@ class Lane:
         return "done"
 
     def _tell(self, message: AbstractIncomingMessage, outcome: str, started: float) -> None:
-        log.info("message_handled", queue=self.name, outcome=outcome, message_id=message.message_id)
+        log_handled(queue=self.name, outcome=outcome, message_id=str(message.message_id))
         MESSAGES.labels(self.name, outcome).observe(time.perf_counter() - started)
 
     async def _retry_later(self, message: AbstractIncomingMessage, error: Exception) -> str:
