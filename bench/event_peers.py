@@ -30,6 +30,7 @@ from tests.harness.services import Place
 
 SCALE: Final = float(os.environ.get("BENCH_SCALE", "1"))
 RAW: Final = "aio-pika, 500 a transaction"
+EACH: Final = f"{OURS}, one by one"
 FRAMEWORKS: Final = ("FastStream", "taskiq", "dramatiq", "Celery")
 THROUGH: Final = Column(name="per_s", title="end to end a second")
 DRAINED: Final = Column(name="drained_per_s", title="draining a second")
@@ -132,7 +133,7 @@ class Worker:
 
 
 @asynccontextmanager
-async def ours(servers: Servers) -> AsyncGenerator[Worker, None]:
+async def ours(servers: Servers, name: str) -> AsyncGenerator[Worker, None]:
     async with new_database(servers) as database:
         place = Place(database=database, vhost=servers.vhosts[0], redis_number=0)
         await database.execute(_TABLES.format(schema="metering"))
@@ -142,18 +143,19 @@ async def ours(servers: Servers) -> AsyncGenerator[Worker, None]:
             "AGENTS_URL": database.url("venture_agents"),
             "METERING_AMQP_URL": place.amqp_url("metering"),
             "AGENTS_AMQP_URL": place.amqp_url("agents"),
+            "HANDLED": "each" if name == EACH else "many",
         }
         program = (sys.executable, "-m", "bench.event_process")
         worker = Worker(
-            name=OURS,
+            name=name,
             produce=(*program, "produce"),
             consume=(*program, "consume"),
             environment=environment,
             folder=ROOT,
             database=database,
             counts="metering.peer_counts",
-            events=12_000,
-            is_drained=True,
+            events=12_000 if name == OURS else 6_000,
+            is_drained=name == OURS,
         )
         await _declare_ours(worker, place)
         yield worker
@@ -212,13 +214,13 @@ async def workers(servers: Servers, names: Sequence[str]) -> AsyncGenerator[list
     if not names:
         yield []
         return
-    first = ours(servers) if names[0] == OURS else peer(servers, names[0])
+    first = ours(servers, names[0]) if names[0].startswith(OURS) else peer(servers, names[0])
     async with first as worker, workers(servers, names[1:]) as others:
         yield [worker, *others]
 
 
 async def compare(servers: Servers) -> Report:
-    async with workers(servers, [OURS, RAW, *FRAMEWORKS]) as listed:
+    async with workers(servers, [OURS, RAW, EACH, *FRAMEWORKS]) as listed:
         results = await alternate([it.contender() for it in listed])
     best = max(FRAMEWORKS, key=lambda name: results.median(name, "per_s"))
     return Report(
@@ -226,7 +228,8 @@ async def compare(servers: Servers) -> Report:
         title="Events: published, consumed, deduplicated and counted",
         how="Every event claims its id and moves its user's count in one transaction, acknowledged after the commit; "
         "durable queues, persistent messages, a hundred users, producer and consumer in processes of their own. "
-        "Frameworks as their users write them, with as many worker processes as they start by themselves.",
+        "Our handler takes what has come at once, the form `many` of a subscription; one by one it is called for each "
+        "event. Frameworks as their users write them, with as many worker processes as they start by themselves.",
         columns=[THROUGH, DRAINED, CPU, RSS],
         results=results,
         targets=[

@@ -4,6 +4,8 @@ import asyncio
 import os
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -32,6 +34,21 @@ async def on_run_started(event: RunStarted, conn: Connection) -> None:
     )
 
 
+async def on_runs_started(events: Sequence[RunStarted], conn: Connection) -> None:
+    """The same for many at once, in one statement."""
+    counts = Counter(event.user_id for event in events)
+    await conn.execute(
+        """
+        INSERT INTO metering.peer_counts AS counts (user_id, handled)
+        SELECT user_id, handled FROM unnest($1::uuid[], $2::bigint[]) AS counted(user_id, handled) ORDER BY user_id
+        ON CONFLICT (user_id) DO UPDATE SET
+            handled = counts.handled + excluded.handled, last_at = clock_timestamp()
+        """,
+        list(counts),
+        list(counts.values()),
+    )
+
+
 async def consume() -> None:
     async with (
         db.connect(os.environ["METERING_URL"], application_name="metering") as database,
@@ -40,7 +57,13 @@ async def consume() -> None:
         consumer = Consumer(
             os.environ["METERING_AMQP_URL"],
             service="metering",
-            subscriptions=[Subscription(event=RunStarted, handler=on_run_started)],
+            subscriptions=[
+                Subscription(
+                    event=RunStarted,
+                    handler=on_run_started,
+                    many=on_runs_started if os.environ["HANDLED"] == "many" else None,
+                )
+            ],
             database=database,
             publisher=publisher,
         )

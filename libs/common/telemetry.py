@@ -152,7 +152,7 @@ def _as_text(event: Any, **_kwargs: Any) -> str:
     return orjson.dumps(event, default=str).decode()
 
 
-_request_log: Callable[[dict[str, Any]], None] | None = None
+_write_line: Callable[[str, dict[str, Any]], None] | None = None
 
 
 def log_request(*, method: str, route: str, status: int, duration_ms: float, request_id: str) -> None:
@@ -160,16 +160,16 @@ def log_request(*, method: str, route: str, status: int, duration_ms: float, req
 
     Of its values only the id comes from outside, so it alone is looked at for what must not be shown.
     """
-    if _request_log is not None:
-        _request_log(
-            {
-                "method": method,
-                "route": route,
-                "status": status,
-                "duration_ms": duration_ms,
-                "request_id": _SECRET_VALUES.sub("[redacted]", request_id),
-            }
-        )
+    if _write_line is not None:
+        said = {"method": method, "route": route, "status": status, "duration_ms": duration_ms}
+        _write_line("request", {**said, "request_id": _SECRET_VALUES.sub("[redacted]", request_id)})
+
+
+def log_handled(*, queue: str, outcome: str, message_id: str) -> None:
+    """The one line of log a message has; as for a request."""
+    if _write_line is not None:
+        shown = _SECRET_VALUES.sub("[redacted]", message_id)
+        _write_line("message_handled", {"queue": queue, "outcome": outcome, "message_id": shown})
 
 
 def configure_logging(*, service: str, level: str) -> None:
@@ -208,16 +208,16 @@ def configure_logging(*, service: str, level: str) -> None:
     root.handlers = [handler]
     root.setLevel(level.upper())
 
-    global _request_log  # noqa: PLW0603 - as the root logger, there is one in a process
-    _request_log = _request_writer(handler, service=service) if root.isEnabledFor(logging.INFO) else None
+    global _write_line  # noqa: PLW0603 - as the root logger, there is one in a process
+    _write_line = _line_writer(handler, service=service) if root.isEnabledFor(logging.INFO) else None
     for chatty in ("aio_pika", "aiormq", "httpx", "httpcore", "uvicorn.access", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
 
 
-def _request_writer(handler: "logging.StreamHandler[Any]", *, service: str) -> Callable[[dict[str, Any]], None]:
-    def write(fields: dict[str, Any]) -> None:
+def _line_writer(handler: "logging.StreamHandler[Any]", *, service: str) -> Callable[[str, dict[str, Any]], None]:
+    def write(event: str, fields: dict[str, Any]) -> None:
         said = {
-            "event": "request",
+            "event": event,
             **fields,
             "level": "info",
             "service": service,
