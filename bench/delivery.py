@@ -12,10 +12,12 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Final, cast
 from urllib.parse import urlsplit
 from uuid import UUID
 
+import httpx
 import orjson
 import redis.asyncio
 import uvloop
@@ -109,8 +111,6 @@ class Audience:
 
 @asynccontextmanager
 async def audience(servers: Servers) -> AsyncGenerator[Audience, None]:
-    import httpx  # noqa: PLC0415 - for signing up alone
-
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(new_database(servers))
         place = Place(database=database, vhost=servers.vhosts[0], redis_number=0)
@@ -124,13 +124,25 @@ async def audience(servers: Servers) -> AsyncGenerator[Audience, None]:
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=url, headers={"apikey": key}, timeout=60))
         runs, ages_ms = [new_id() for _ in range(USERS)], list[float]()
         for number, run_id in enumerate(runs):
-            reader = await open_stream(url, run_id, await sign_up(client, number), ages_ms)
+            reader = await open_stream(url, run_id, await signed_up(client, number), ages_ms)
             assert reader.transport is not None
             stack.callback(reader.transport.close)
         publisher = redis.asyncio.Redis.from_url(place.redis_url)  # pyright: ignore[reportUnknownMemberType]
         stack.push_async_callback(publisher.aclose)
         await asyncio.sleep(2)
         yield Audience(runs=runs, publisher=publisher, pid=pid, ages_ms=ages_ms)
+
+
+async def signed_up(client: httpx.AsyncClient, number: int) -> str:
+    """Somebody's token. Refused with 503 on a loaded machine, they come again."""
+    for _ in range(30):
+        try:
+            return await sign_up(client, number)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != HTTPStatus.SERVICE_UNAVAILABLE:
+                raise
+        await asyncio.sleep(1)
+    raise RuntimeError("nobody could sign up within half a minute")
 
 
 async def open_stream(url: str, run_id: UUID, token: str, ages_ms: list[float]) -> Reader:
