@@ -37,7 +37,9 @@ from tests.harness.services import Place
 USERS: Final = int(os.environ.get("BENCH_USERS", "500"))
 PER_S: Final = 1_000
 SECONDS: Final = float(os.environ.get("BENCH_SECONDS", "4"))
-_EMPTY: Final = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n{"items":[]}'
+_EMPTY: Final = (
+    b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 23\r\n\r\n{"items":[],"heads":{}}'
+)
 
 
 class Stub(asyncio.Protocol):
