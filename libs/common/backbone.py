@@ -21,6 +21,7 @@ from libs.common.settings import CommonSettings
 from libs.common.traffic import Traffic
 
 MAX_OUTBOX_AGE_S: Final = 30
+MAX_CLOCK_OFF_S: Final = 5.0
 MAX_PARKED: Final = 0
 MAX_ERRORS_PERCENT: Final = 5
 MAX_P95_MS: Final = 2000
@@ -52,9 +53,10 @@ class Backbone:
         return (self.consumer.run, self.sweeper.run)
 
     def checks(self) -> list[Check]:
-        """Database, outbox, consumers and parked messages: the invariants all four services share."""
+        """Database, clock, outbox, consumers and parked messages: the invariants all four services share."""
         return [
             Check(name="database", probe=self._check_database, runbook="database-connection-errors"),
+            Check(name="clock_off_s", probe=self._check_clock, runbook="clocks"),
             Check(name="outbox_oldest_unsent_s", probe=self._check_outbox, runbook="events-not-flowing"),
             Check(name="queues_with_consumer", probe=self._check_consumers, runbook="events-not-flowing"),
             Check(name="parked_messages", probe=self._check_parked, runbook="parked-messages"),
@@ -104,6 +106,12 @@ class Backbone:
     async def _check_database(self) -> Finding:
         await self.database.ping()
         return Finding(status="ok")
+
+    async def _check_clock(self) -> Finding:
+        """Against the database's, by which all is judged that lasts: past this, services refuse each other's tokens."""
+        async with self.database.transaction() as conn:
+            off = self.clock() - await conn.fetchval("SELECT clock_timestamp()")
+        return at_most(abs(off.total_seconds()), MAX_CLOCK_OFF_S)
 
     async def _check_outbox(self) -> Finding:
         async with self.database.transaction() as conn:

@@ -16,11 +16,12 @@ from services.gateway.api_keys.domain import PREFIX, ScopeMissing, allows
 from services.gateway.api_keys.state import ApiKeyCache
 from services.gateway.auth.errors import render, translate
 from services.gateway.auth.tokens import ApiKeys
+from services.gateway.deadlines import NoAnswerInTime, in_time
 from services.gateway.domain import AccountBanned, Identity, InvalidAccessToken, RateLimited, SignInRequired
 from services.gateway.limited.state import LimitedRequests
 from services.gateway.limits import Limit, RateLimiter, Verdict, headers_of
 from services.gateway.sessions import Sessions, Standings
-from services.gateway.sse import run_detached
+from services.gateway.sse import drop_detached, run_detached
 from services.gateway.switches.state import Switches
 
 MAINTENANCE_RETRY_S: Final = 3600
@@ -28,6 +29,8 @@ MAINTENANCE_BODY: Final = orjson.dumps(
     {"error": "Service temporarily unavailable for maintenance", "retryAfter": MAINTENANCE_RETRY_S}
 )
 _ALWAYS_OPEN: Final = ("/health", "/webhooks/", "/billing/webhook")
+_API: Final = "/v1/"
+_EXPORT: Final = "/export"
 _AUTH: Final = "/auth/v1"
 _USAGE_EVENTS: Final = "/v1/usage/events"
 # What guesses passwords or codes, or makes accounts or mail; a refresh is neither.
@@ -91,22 +94,39 @@ class Gate:
         if scope["type"] != "http" or path.startswith(_ALWAYS_OPEN):
             await self._app(scope, receive, send)
             return
+        if not _is_bounded(scope, path):
+            told = await self._pass(scope, path, receive, send)
+        else:
+            try:
+                told = await in_time(
+                    lambda heard: self._pass(scope, path, receive, heard),
+                    send,
+                    clear_up=lambda: drop_detached(scope),
+                )
+            except NoAnswerInTime as error:
+                await problem(error)(scope, receive, send)
+                return
+        if told is not None:
+            await run_detached(scope, receive, told)
+
+    async def _pass(self, scope: Scope, path: str, receive: Receive, send: Send) -> Send | None:
+        """Let the request in and have it answered; returns how to send what is left to be streamed, if it is let in."""
         try:
             verdicts = await self._admit(scope, path)
         except _Limited as error:
             await _refuse(error, scope, path)(scope, receive, _with_limit_headers(send, [error.verdict]))
-            return
+            return None
         except VentureError as error:
             await _refuse(error, scope, path)(scope, receive, send)
-            return
+            return None
         if verdicts is None:
             headers = {"Retry-After": str(MAINTENANCE_RETRY_S)}
             closed = Response(MAINTENANCE_BODY, 503, headers, media_type="application/json")
             await closed(scope, receive, send)
-            return
+            return None
         told = _with_limit_headers(send, verdicts) if verdicts else send
         await self._app(scope, receive, told)
-        await run_detached(scope, receive, told)
+        return told
 
     async def _admit(self, scope: Scope, path: str) -> list[Verdict] | None:
         """The rate limiter's verdicts, or None for a house that is closed. Raises what the caller is to be told."""
@@ -235,6 +255,13 @@ def _route_group(path: str) -> str:
     """The part of the house a path belongs to: `/v1/runs/…` is `runs`."""
     parts = path.split("/", 3)
     return parts[2] if len(parts) > 2 and parts[1] == "v1" else "pages"  # noqa: PLR2004
+
+
+def _is_bounded(scope: Scope, path: str) -> bool:
+    """Whether an answer is promised in seconds: not to whoever asks to wait for it, or for everything there is."""
+    if not path.startswith(_API) or path.endswith(_EXPORT):
+        return False
+    return not any(name == b"prefer" for name, _ in scope["headers"])
 
 
 def _refuse(error: VentureError, scope: Scope, path: str) -> Response:

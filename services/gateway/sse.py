@@ -109,7 +109,7 @@ class EventStream(Response):
 
 async def run_detached(scope: Scope, receive: Receive, send: Send) -> None:
     """Run the stream that the routes have left behind, if they have."""
-    left: tuple[EventStream, AbstractContextManager[None]] | None = scope.get("state", {}).pop(_DETACHED, None)
+    left = _take_detached(scope)
     if left is None:
         return
     stream, slot = left
@@ -117,6 +117,17 @@ async def run_detached(scope: Scope, receive: Receive, send: Send) -> None:
         await stream.run(receive, send)
     finally:
         slot.__exit__(None, None, None)
+
+
+def drop_detached(scope: Scope) -> None:
+    """Nobody waits for the stream any more: only its slot is given back."""
+    left = _take_detached(scope)
+    if left is not None:
+        left[1].__exit__(None, None, None)
+
+
+def _take_detached(scope: Scope) -> tuple[EventStream, AbstractContextManager[None]] | None:
+    return scope.get("state", {}).pop(_DETACHED, None)
 
 
 class Bell:

@@ -7,6 +7,7 @@ that does not answer costs callers a refusal instead of a wait.
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Any, Final, Literal
 from urllib.parse import urlencode
 
@@ -93,6 +94,9 @@ class Upstream:
             raise
         if self._breaker.answered():
             log.info("upstream_back", upstream=self.name)
+        if response.status_code == HTTPStatus.UNAUTHORIZED:  # it is our token that it refuses, not the user's
+            log.error("service_token_refused", upstream=self.name)
+            raise UpstreamUnavailable(f"The {self.name} service does not know us.", retry_after_s=5)
         if response.status_code >= 500 and response.status_code != 503:  # noqa: PLR2004 - 503 explains itself
             raise UpstreamUnavailable(f"The {self.name} service failed.", retry_after_s=2)
         return response

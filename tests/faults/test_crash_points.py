@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import shlex
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +13,7 @@ import pytest
 from ops.stack.stack import Stack
 from tests.faults.crashing import POINTS
 from tests.faults.other_programs import started_otherwise
-from tests.faults.soak.load import open_load
+from tests.faults.soak.load import SETTINGS, open_load
 from tests.faults.soak.money import wait_for
 
 DEATHS: Final = 5
@@ -20,9 +21,20 @@ VISITORS: Final = 3
 PATIENCE_S: Final = 240.0
 
 
+@pytest.fixture(scope="module")
+def roomy_stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack, None, None]:
+    """Without limits of rate: what is asked again and again here would soon be too much of one person."""
+    stack = Stack(tmp_path_factory.mktemp("roomy") / "home")
+    try:
+        stack.up(settings=SETTINGS)
+        yield stack
+    finally:
+        stack.wipe()
+
+
 @pytest.mark.parametrize("name", POINTS)
 async def test_death_between_two_systems_loses_nothing(
-    stack: Stack, name: str, tmp_path: Path, request: pytest.FixtureRequest
+    roomy_stack: Stack, name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     seed, point = request.config.getoption("--seed") or secrets.randbelow(1_000_000), POINTS[name]
     left = tmp_path / "left"
@@ -34,9 +46,9 @@ async def test_death_between_two_systems_loses_nothing(
     began = time.monotonic()
     module = f"-m services.{point.service}.main"
     crashing = f"-m tests.faults.crashing {point.service} {shlex.quote(name)} {left}"
-    async with open_load(stack, seed=seed, visitors=VISITORS) as load:
+    async with open_load(roomy_stack, seed=seed, visitors=VISITORS) as load:
         async with (
-            started_otherwise(stack, point.service, lambda script: script.replace(module, crashing)),
+            started_otherwise(roomy_stack, point.service, lambda script: script.replace(module, crashing)),
             asyncio.TaskGroup() as group,
         ):
             load.start(group)

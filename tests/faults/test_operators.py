@@ -218,7 +218,7 @@ FAULTS: Final[Mapping[str, tuple[Fault, str]]] = {
 # Shown by `promtool` alone: breaking these for real needs a loaded machine, a full disk or hours of silence.
 BY_RULE_ALONE: Final = {
     "ErrorRate", "ResponseTimes", "UsageNotReported", "DiskFull", "HoldsNotSwept", "LeasesExpired", "RunsUnserved",
-    "ProposalsUnanswered", "ModelsUnavailable",
+    "ProposalsUnanswered", "ModelsUnavailable", "ClockOff",
 }  # fmt: skip
 
 

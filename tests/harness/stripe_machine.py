@@ -3,13 +3,14 @@
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 from typing import Any, Final, TypeVar, cast
 
+import asyncpg
 import httpx
 import orjson
 from hypothesis import strategies as st
@@ -119,15 +120,22 @@ class StripeWorld:
             answer = await self.billing.post_webhook(payload, self.billing.signature(payload))
             assert answer.status_code == 200, answer.text
 
+    async def _make_due(self) -> None:
+        """All at once, and so in no order: what a worker that just died still locks may lock us crosswise."""
+        while True:
+            with suppress(asyncpg.DeadlockDetectedError):
+                await self.billing.database.execute(
+                    "UPDATE billing.refreshes SET leased_until = '-infinity', due_at = now() WHERE done < wanted"
+                )
+                return
+
     async def work(self, *, odds: float) -> None:
         """A few workers, one after the other, fetch what is due; each dies at its calls with these odds.
 
         Without odds all is done in the end, otherwise perhaps not.
         """
         for _ in range(WORKERS):
-            await self.billing.database.execute(
-                "UPDATE billing.refreshes SET leased_until = '-infinity', due_at = now() WHERE done < wanted"
-            )
+            await self._make_due()
             fragile = FragilePayments(self.payments, self.chance, odds=odds)
             sync = StripeSync(self.database, cast("Payments", fragile), RULES, woken=asyncio.Event())
             try:

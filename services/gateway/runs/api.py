@@ -120,9 +120,10 @@ class RunRoutes:
         last_event_id: Annotated[str | None, Header()] = None,
         after: int | None = None,
     ) -> Any:
-        """Stream from `Last-Event-ID` (or `?after=`) on; from the start without either."""
+        """Stream from `Last-Event-ID` (or `?after=`) on; from the start without either. 204 behind the last event."""
         start = _sequence_number(last_event_id) if last_event_id is not None else max(after or 0, 0)
-        await self._streams.require_run(identity, run_id)
+        if await self._streams.is_told(identity, run_id, after=start):
+            return Response(status_code=204)  # with which an EventSource stops asking (WHATWG HTML, section 9.2.3)
         return self._slots.stream(identity.user_id, self._streams.frames(identity, run_id, after=start))
 
 

@@ -40,9 +40,10 @@ class RunStreams:
         self._database = database
         self._stopping = stopping
 
-    async def require_run(self, identity: Identity, run_id: UUID) -> None:
-        """Raises RunNotFound unless the run is the user's, started or only just accepted."""
-        await self._page(identity, run_id, after=0, limit=1)
+    async def is_told(self, identity: Identity, run_id: UUID, *, after: int) -> bool:
+        """Whether event `after` was the run's last. Raises RunNotFound for a run that is not the user's."""
+        items = await self._page(identity, run_id, after=max(after - 1, 0), limit=1)
+        return any(item["seq"] == after and item["type"] in TERMINAL_EVENTS for item in items)
 
     async def frames(self, identity: Identity, run_id: UUID, *, after: int) -> AsyncGenerator[bytes, None]:
         """The stream as bytes, with heartbeats; ends with the terminal event, or early when this process stops."""

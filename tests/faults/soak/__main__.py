@@ -10,7 +10,6 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +21,7 @@ from ops.stack.temporary import temporary_stack
 from tests.faults.soak import report
 from tests.faults.soak.books import BrokenPromise
 from tests.faults.soak.disturbances import Disturber, recoveries
-from tests.faults.soak.load import Load, open_load
+from tests.faults.soak.load import SETTINGS, Load, open_load
 from tests.faults.soak.ports import Ports
 from tests.faults.soak.report import say
 from tests.faults.soak.sizes import Sizes
@@ -30,7 +29,6 @@ from tests.faults.verdict import chance_of
 
 VISITORS: Final = 3
 SCALE: Final = "gateway=2 billing=2 metering=2 agents=2"
-SETTINGS: Final[Mapping[str, str]] = {"RATE_LIMIT_MAX_REQUESTS": "10000000", "AUTH_RATE_LIMIT_MAX_REQUESTS": "10000000"}
 SAMPLE_EVERY_S: Final = 5.0
 
 

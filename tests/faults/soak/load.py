@@ -2,9 +2,10 @@
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import httpx
 
@@ -15,6 +16,9 @@ from tests.faults.soak.money import Stripe
 from tests.faults.soak.people import People
 from tests.faults.soak.promises import Promises
 from tests.faults.soak.usage import report_usage
+
+SETTINGS: Final[Mapping[str, str]] = {"RATE_LIMIT_MAX_REQUESTS": "10000000", "AUTH_RATE_LIMIT_MAX_REQUESTS": "10000000"}
+"""For the stack: three people ask as often as three hundred."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

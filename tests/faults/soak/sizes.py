@@ -4,6 +4,9 @@ A process that is killed now and then says nothing about growth: each new one is
 left alive, and is judged by itself: its warm first part, which is a sixth of the soak after another sixth, against the
 last sixth. Of the others the table shows the largest they ever were, so that a process that bursts within its short
 life is seen, too. Engines are shown and not judged: their caches fill with the data of the soak.
+
+Connections to the database come and go with the work, between the least and the most that a pool may have: what is
+judged of them is that most. Of descriptors what is judged is the rest, without connections to engines.
 """
 
 import statistics
@@ -24,7 +27,9 @@ ENGINES: Final = ("postgres", "rabbitmq", "redis")
 STAND_INS: Final = ("stripe", "mailbox")
 MOST_GROWTH: Final = 0.05
 MOST_MORE_OPEN: Final = 3
-"""Descriptors or connections: one more or less is a request under way at the moment of the sample."""
+"""One descriptor or connection more or less is a request under way at the moment of the sample."""
+POOL_MOST: Final = 16
+"""Connections of a process to the database: what `database.connect` opens at most."""
 JUDGED_FROM_S: Final = 1_200.0
 """Before that an interpreter is still warming up: its growth is told, not judged."""
 _PART: Final = 6
@@ -38,6 +43,11 @@ class Sample:
     rss_mb: float
     descriptors: int
     connections: Mapping[str, int]
+
+    @property
+    def others(self) -> int:
+        """Descriptors that are no connections to engines."""
+        return self.descriptors - sum(self.connections.values())
 
 
 @dataclass(slots=True)
@@ -87,10 +97,12 @@ class Sizes:
             if one["rss_growth"] > MOST_GROWTH:
                 found.append(f"{name} grew from {one['rss_mb'][0]} to {one['rss_mb'][1]} MB")
             found += [
-                f"{name} has {one[what][1]} {what} after {one[what][0]}"
-                for what in ("descriptors", *ENGINES)
+                f"{name} has {one[what][1]:g} {what} after {one[what][0]:g}"
+                for what in ("other_descriptors", "rabbitmq", "redis")
                 if one[what][1] > one[what][0] + MOST_MORE_OPEN
             ]
+            if one["postgres_most"] > POOL_MOST:
+                found.append(f"{name} had {one['postgres_most']} connections to the database")
         return found
 
 
@@ -108,6 +120,8 @@ def _compared(samples: Sequence[Sample], so_far_s: float) -> dict[str, Any]:
         "rss_mb": [round(before, 1), round(after, 1)],
         "rss_most_mb": round(max(it.rss_mb for it in samples), 1),
         "rss_growth": round(after / before - 1, 4),
+        "postgres_most": max(it.connections["postgres"] for it in samples),
+        "other_descriptors": both([[it.others for it in span] for span in (warm, last)]),
         "descriptors": both([[it.descriptors for it in span] for span in (warm, last)]),
         **{name: both([[it.connections[name] for it in span] for span in (warm, last)]) for name in ENGINES},
     }

@@ -102,6 +102,9 @@ async def test_a_stream_cut_at_fifty_places_is_the_uninterrupted_one(house: Hous
             place = chance.randint(1, len(whole) - 1)
             tail = await read_until(ada, run_id, after=last_id(whole[:place]), frames=10_000)
             assert b"".join(whole[:place] + tail) == b"".join(whole)
+        headers = {"Last-Event-ID": last_id(whole)}  # as a browser comes back when a stream has ended
+        told = await ada.client.get(f"/v1/runs/{run_id}/events", headers=headers)
+        assert (told.status_code, told.content) == (204, b"")
 
 
 async def test_clients_that_leave_before_the_usage_are_billed_what_was_used(house: House) -> None:
