@@ -83,8 +83,8 @@ class Bench:
         self._environment: Mapping[str, str] = stack.environment()
 
     @asynccontextmanager
-    async def person(self) -> AsyncGenerator[Person, None]:
-        """Somebody on the largest plan, known as such to agents."""
+    async def person(self, tier: str = "enterprise") -> AsyncGenerator[Person, None]:
+        """Somebody on a plan, by default the largest, known as such to metering and agents."""
         headers = {"apikey": self._environment["NEXT_PUBLIC_SUPABASE_ANON_KEY"]}
         limits = httpx.Limits(max_connections=None)
         url = self._environment["GATEWAY_URL"]
@@ -95,15 +95,16 @@ class Bench:
             person = Person(id=session["user"]["id"], client=client, lean=self.lean)
             await self.operator.execute(
                 """
-                UPDATE user_profiles SET subscription_status = 'active', subscription_tier = 'enterprise'
+                UPDATE user_profiles SET subscription_status = 'active', subscription_tier = $2
                 WHERE user_id = $1::uuid
                 """,
                 person.id,
+                tier,
             )
-            await until(lambda: self._is_enterprise(person.id))
+            await until(lambda: self._is_on(tier, person.id))
             yield person
 
-    async def _is_enterprise(self, user_id: str) -> bool:
+    async def _is_on(self, tier: str, user_id: str) -> bool:
         tiers = await self.operator.fetch(
             """
             SELECT tier FROM agents.entitlements WHERE user_id = $1
@@ -111,7 +112,7 @@ class Bench:
             """,
             user_id,
         )
-        return [row["tier"] for row in tiers] == ["enterprise"] * 2
+        return [row["tier"] for row in tiers] == [tier] * 2
 
     def processor_s(self) -> dict[str, float]:
         """Seconds each service has computed so far, its first replica; the whole of PostgreSQL and the broker."""
@@ -198,7 +199,8 @@ async def _people(bench: Bench, count: int) -> AsyncGenerator[list[Person], None
 
 
 async def noisy(bench: Bench) -> None:
-    async with bench.person() as quiet, bench.person() as loud:
+    # The smallest plan that has room to hold a thousand runs. What its user has beyond the plan's concurrency waits.
+    async with bench.person("pro+") as quiet, bench.person("pro+") as loud:
         alone = await waits_of(quiet, WAITS)
         print(f"alone: {told(alone)}")
         for _ in range(0, NOISE, 20):
@@ -207,6 +209,7 @@ async def noisy(bench: Bench) -> None:
         waiting = "SELECT count(*) FROM agent_runs WHERE user_id = $1 AND status IN ('queued', 'running')"
         while len(beside) < WAITS and await bench.count(waiting, loud.id) > 0:
             beside.append(await quiet.first_token_ms())
+            await asyncio.sleep(0.2)  # as alone
         left = await bench.count(waiting, loud.id)
         print(f"beside {NOISE} runs of another, {len(beside)} waits, {left} of them still waiting at the end:")
         print(f"  {told(beside)}")
