@@ -61,6 +61,12 @@ class Unauthenticated(VentureError):
     status = 401
 
 
+class ServiceTokenRefused(Unauthenticated):
+    """Between services: it is the caller that is not known, whoever the call was made for."""
+
+    code = "service_token_refused"
+
+
 class Forbidden(VentureError):
     code = "forbidden"
     status = 403

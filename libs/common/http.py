@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from libs.common import service_tokens
-from libs.common.errors import BadRequest, Invalid, TooLarge, Unauthenticated, VentureError
+from libs.common.errors import BadRequest, Invalid, ServiceTokenRefused, TooLarge, VentureError
 from libs.common.ids import new_id
 from libs.common.service_tokens import Caller
 from libs.common.telemetry import REQUESTS, current_trace_id, log_request, span
@@ -250,7 +250,7 @@ class ServiceAuth:
         if scope["type"] == "http" and scope["path"].startswith("/internal"):
             try:
                 scope.setdefault("state", {})["caller"] = self._authenticate(scope["headers"])
-            except Unauthenticated as error:
+            except ServiceTokenRefused as error:
                 await problem(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -258,7 +258,7 @@ class ServiceAuth:
     def _authenticate(self, headers: Sequence[tuple[bytes, bytes]]) -> Caller:
         values = [value for name, value in headers if name == b"authorization"]
         if len(values) != 1 or not values[0].startswith(b"Bearer "):
-            raise Unauthenticated("A service token is needed here.")
+            raise ServiceTokenRefused("A service token is needed here.")
         token = values[0].removeprefix(b"Bearer ").decode("latin-1")
         return service_tokens.verify(token, self._secret, audience=self._audience)
 
@@ -266,7 +266,7 @@ class ServiceAuth:
 async def _current_caller(request: Request) -> Caller:  # async: a plain function would cost a thread hop
     caller = getattr(request.state, "caller", None)
     if not isinstance(caller, Caller):
-        raise Unauthenticated("A service token is needed here.")
+        raise ServiceTokenRefused("A service token is needed here.")
     return caller
 
 

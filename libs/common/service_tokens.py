@@ -11,7 +11,7 @@ from uuid import UUID
 
 import jwt
 
-from libs.common.errors import Unauthenticated
+from libs.common.errors import ServiceTokenRefused, Unauthenticated
 from libs.common.ids import new_id
 
 LIFETIME_S: Final = 60
@@ -44,7 +44,7 @@ def mint(secret: str, *, issuer: str, audience: str, user: Mapping[str, Any] | N
 
 
 def verify(token: str, secret: str, *, audience: str) -> Caller:
-    """Raises Unauthenticated unless the token is ours, unexpired, short-lived, and made for `audience` alone."""
+    """Raises ServiceTokenRefused unless the token is ours, unexpired, short-lived, and made for `audience` alone."""
     try:
         claims = jwt.decode(
             token,
@@ -56,7 +56,7 @@ def verify(token: str, secret: str, *, audience: str) -> Caller:
         )
         user: Mapping[str, Any] = claims.get("user") or {}
         if claims["exp"] - claims["iat"] > LIFETIME_S:
-            raise Unauthenticated("The service token lives too long.")
+            raise ServiceTokenRefused("The service token lives too long.")
         return Caller(
             service=str(claims["iss"]),
             user_id=UUID(str(user["sub"])) if user.get("sub") else None,
@@ -64,4 +64,4 @@ def verify(token: str, secret: str, *, audience: str) -> Caller:
             claims=user,
         )
     except (jwt.PyJWTError, ValueError, TypeError, AttributeError) as error:
-        raise Unauthenticated("The service token is not valid here.") from error
+        raise ServiceTokenRefused("The service token is not valid here.") from error

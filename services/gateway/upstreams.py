@@ -15,7 +15,7 @@ import structlog
 from fastapi import Response
 
 from libs.common import service_tokens
-from libs.common.errors import Unavailable
+from libs.common.errors import ServiceTokenRefused, Unavailable
 from libs.common.http_client import AllBusy, Answer, HttpClient, NoAnswer, open_client
 from libs.common.telemetry import current_traceparent
 from services.gateway.domain import Breaker, Identity
@@ -94,7 +94,7 @@ class Upstream:
             raise
         if self._breaker.answered():
             log.info("upstream_back", upstream=self.name)
-        if response.status_code == HTTPStatus.UNAUTHORIZED:  # it is our token that it refuses, not the user's
+        if _refuses_us(response):
             log.error("service_token_refused", upstream=self.name)
             raise UpstreamUnavailable(f"The {self.name} service does not know us.", retry_after_s=5)
         if response.status_code >= 500 and response.status_code != 503:  # noqa: PLR2004 - 503 explains itself
@@ -122,6 +122,13 @@ def _claims(identity: Identity | None, *, is_admin: bool, role: str | None) -> M
     if identity is None:
         return None
     return {**identity.user_claims, "is_admin": True} if is_admin else identity.user_claims
+
+
+def _refuses_us(response: Answer) -> bool:
+    """Whether it is our token that is refused; any other 401, as for a webhook's signature, is the sender's to mend."""
+    if response.status_code != HTTPStatus.UNAUTHORIZED:
+        return False
+    return response.json().get("code") == ServiceTokenRefused.code
 
 
 def pass_back(response: Answer) -> Response:

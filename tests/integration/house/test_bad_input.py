@@ -123,6 +123,16 @@ async def test_a_users_token_opens_no_internal_route_of_a_service(house: House) 
         assert refused.status_code == 401
 
 
+async def test_who_may_not_send_is_told_so_and_not_that_the_house_is_broken(house: House) -> None:
+    async with house.person() as ada:
+        made = await ada.client.post("/v1/webhook-endpoints", json={"kind": "github", "name": "the project"})
+        path = f"/webhooks/github/{made.json()['id']}"
+        headers = {"X-Hub-Signature-256": f"sha256={'0' * 64}", "X-GitHub-Event": "push", "X-GitHub-Delivery": "1"}
+        refused = await house.gateway.client.post(path, json={}, headers=headers)
+        assert (refused.status_code, refused.json()["code"]) == (401, "agents.webhook_signature_invalid"), refused.text
+        assert (await ada.client.get("/v1/background-events")).json()["items"] == []
+
+
 async def test_identity_headers_of_a_client_are_worth_nothing(house: House) -> None:
     async with house.person() as ada, house.person() as eve:
         sly = {"X-User-Id": ada.id, "X-Internal": "1", "X-Service-Role": "service_role"}
