@@ -19,27 +19,28 @@ async def add_grant(
 
     Raises GrantConflict if it names another grant, Invalid for one that has expired before it is given.
     """
-    is_over = expires_at is not None and expires_at <= await conn.fetchval("SELECT now()")
-    if is_over and await queries.find_grant(conn, grant_id) is None:
-        raise Invalid("This grant would have expired before it is given.")
-    made = await queries.insert_grant(
-        conn,
-        grant_id=grant_id,
-        user_id=str(user_id),
-        metric=metric,
-        amount=amount,
-        priority=priority,
-        expires_at=expires_at,
-        reason=reason,
-        granted_by=granted_by,
-    )
-    if not made:
-        known = await queries.find_grant(conn, grant_id)
-        same = (str(user_id), metric, amount, priority, expires_at)
-        if known is None or same != tuple(
-            known[name] for name in ("user_id", "metric_type", "amount", "priority", "expires_at")
+    known = await queries.find_grant(conn, grant_id)
+    if known is None:
+        if expires_at is not None and expires_at <= await conn.fetchval("SELECT now()"):
+            raise Invalid("This grant would have expired before it is given.")
+        if await queries.insert_grant(
+            conn,
+            grant_id=grant_id,
+            user_id=str(user_id),
+            metric=metric,
+            amount=amount,
+            priority=priority,
+            expires_at=expires_at,
+            reason=reason,
+            granted_by=granted_by,
         ):
-            raise GrantConflict("This id already names another grant.")
+            return
+        known = await queries.find_grant(conn, grant_id)  # somebody else's of this moment
+    same = (str(user_id), metric, amount, priority, expires_at)
+    if known is None or same != tuple(
+        known[name] for name in ("user_id", "metric_type", "amount", "priority", "expires_at")
+    ):
+        raise GrantConflict("This id already names another grant.")
 
 
 async def void_grant(conn: Connection, grant_id: UUID) -> None:

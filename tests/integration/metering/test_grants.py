@@ -1,13 +1,14 @@
 """Credits beyond the plan: exactly as much more, used in a fixed order, given back in the reverse one."""
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 
 from libs.common.database import Database
+from libs.common.errors import Invalid
 from libs.common.ids import new_id
 from services.metering.domain import Hold, Metric, QuotaExceeded
 from services.metering.grants import operations as grants
@@ -27,6 +28,7 @@ from tests.integration.metering.accounts import (
 )
 from tests.integration.metering.conftest import Door
 
+LONG_AGO = datetime(2001, 1, 1, tzinfo=UTC)
 PLAN = plans_with(runs=2, tokens=10**9)
 
 
@@ -167,6 +169,10 @@ async def test_a_grant_asked_for_twice_is_one_and_another_under_its_id_is_refuse
             await grant(database, user_id, 3, grant_id=grant_id)
         with pytest.raises(GrantConflict):
             await grant(database, user_id, 4, grant_id=grant_id)
+        with pytest.raises(GrantConflict):
+            await grant(database, user_id, 3, grant_id=grant_id, expires_at=LONG_AGO)
+        with pytest.raises(Invalid, match="expired"):
+            await grant(database, user_id, 3, expires_at=LONG_AGO)
     assert await test_database.fetchval("SELECT sum(amount)::int FROM metering.grants") == 3
 
 
