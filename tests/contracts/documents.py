@@ -16,7 +16,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 
 import services
-from libs.common.errors import VentureError
+from libs.common.errors import ServiceTokenRefused, VentureError
 from libs.common.health import health_router
 from libs.common.http import create_app
 from services.agents.atoms import api as atoms
@@ -133,6 +133,9 @@ def _referred(part: Any, schemas: Mapping[str, Any]) -> Iterator[tuple[str, Any]
                 yield name, schemas[name]
 
 
+_BETWEEN_SERVICES = ("events.", ServiceTokenRefused.code)
+
+
 def codes() -> dict[str, str]:
     """Every public error code of every service, and the status it is answered with."""
     for module in pkgutil.walk_packages(services.__path__, "services."):
@@ -143,7 +146,7 @@ def codes() -> dict[str, str]:
     while todo:
         error = todo.pop()
         todo += error.__subclasses__()
-        if str(error.status) in domain.REFUSALS and not error.code.startswith("events."):
+        if str(error.status) in domain.REFUSALS and not error.code.startswith(_BETWEEN_SERVICES):
             found[error.code] = str(error.status)
     return dict(sorted({**found, "method_not_allowed": "405"}.items()))
 

@@ -103,7 +103,7 @@ async def test_every_internal_route_of_every_service_needs_a_service_token(
                 continue
             for headers in ({}, user_token, claimed, elsewhere):
                 answer = await service.client.request(method, re.sub(r"\{[^}]+\}", str(uuid4()), path), headers=headers)
-                assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated"), (
+                assert (answer.status_code, answer.json()["code"]) == (401, "service_token_refused"), (
                     f"{name} {method} {path}"
                 )
                 tried += 1

@@ -198,7 +198,8 @@ async def test_an_orderly_stop_hands_runs_back_without_spending_an_attempt(
 
 async def test_the_heartbeat_keeps_a_long_run_with_its_worker(place: Place, database: Database, user_id: UUID) -> None:
     model = FakeModel(waits=True)
-    async with agents(place, model, agents_lease_s=0.6, agents_heartbeat_s=0.1):
+    # A lease of many heartbeats: on a busy machine a worker may be late by some of them.
+    async with agents(place, model, agents_lease_s=3, agents_heartbeat_s=0.1):
         run_id = await request_run(database, user_id)
         first = await has_status(place.database, run_id, "running")
 
