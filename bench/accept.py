@@ -45,14 +45,8 @@ class Proxy:
         request = as_bytes("POST", "/chat/completions", headers=headers, body=body)
         before = spent(self.pid)
         outcome = await closed_loop(self.url, itertools.repeat(request), connections=connections, seconds=SECONDS)
-        after = spent(self.pid)
         outcome.require(200)
-        used_s = after.cpu_s - before.cpu_s
-        return {
-            **outcome.figures(),
-            "cpu_s_per_1000": used_s / len(outcome.waits_ms) * 1000,
-            "rss_mb": after.rss_mb,
-        }
+        return outcome.costing(before, spent(self.pid))
 
 
 @asynccontextmanager
@@ -74,9 +68,7 @@ async def accept(house: House, seconds: float) -> Figures:
     outcome = await closed_loop(house.url, asks, connections=CONNECTIONS, seconds=seconds)
     outcome.require(202)
     await house.until_quiet()  # what was accepted is also done, and its cost counted
-    after = house.spent()
-    used_s = after.cpu_s - before.cpu_s
-    return {**outcome.figures(), "cpu_s_per_1000": used_s / len(outcome.waits_ms) * 1000, "rss_mb": after.rss_mb}
+    return outcome.costing(before, house.spent())
 
 
 async def compare(stack: Stack) -> Report:

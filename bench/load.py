@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from bench.processes import Spent
+
 _WRK_SCRIPT: Final = """
 local requests, at = {}, 0
 function init(args)
@@ -61,6 +63,11 @@ class Outcome:
 
     def figures(self) -> dict[str, float]:
         return {"per_s": self.per_s, **latencies(self.waits_ms)}
+
+    def costing(self, before: Spent, after: Spent) -> dict[str, float]:
+        """The figures, with what a thousand answers cost."""
+        cpu_s_per_1000 = (after.cpu_s - before.cpu_s) / len(self.waits_ms) * 1000
+        return {**self.figures(), "cpu_s_per_1000": cpu_s_per_1000, "rss_mb": after.rss_mb}
 
     def require(self, status: int) -> None:
         if set(self.statuses) != {status}:

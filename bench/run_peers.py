@@ -45,14 +45,8 @@ class GraphServer:
         request = as_bytes("POST", "/runs/wait", headers={"Content-Type": "application/json"}, body=body)
         before = spent(self.pid)
         outcome = await closed_loop(self.url, itertools.repeat(request), connections=CLIENTS, seconds=SECONDS)
-        after = spent(self.pid)
         outcome.require(200)
-        used_s = after.cpu_s - before.cpu_s
-        return {
-            **outcome.figures(),
-            "cpu_s_per_1000": used_s / len(outcome.waits_ms) * 1000,
-            "rss_mb": after.rss_mb,
-        }
+        return outcome.costing(before, spent(self.pid))
 
 
 @asynccontextmanager
@@ -75,9 +69,7 @@ async def finish(house: House, seconds: float) -> Figures:
     outcome = await closed_loop(house.url, asks, connections=CLIENTS, seconds=seconds)
     outcome.require(200)
     await house.until_quiet()  # charged, too
-    after = house.spent()
-    used_s = after.cpu_s - before.cpu_s
-    return {**outcome.figures(), "cpu_s_per_1000": used_s / len(outcome.waits_ms) * 1000, "rss_mb": after.rss_mb}
+    return outcome.costing(before, house.spent())
 
 
 async def first_events(house: House) -> Figures:

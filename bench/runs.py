@@ -1,8 +1,9 @@
-"""What the run engine does: `python -m bench.runs first_token|rate|noisy|memory`, each on a stack of its own.
+"""What the run engine does: `python -m bench.runs MEASUREMENT`, each on a stack of its own.
 
     first_token   from the 202 to the first `run.delta` at the client, one run at a time
     rate          runs of the offline model a second, from the request to the settled charge
-    noisy         the same waits of one user alone, and beside another user's thousand waiting runs
+    noisy         the same waits of one user alone, and beside another user's thousand waiting runs, with a provider
+    noisy_offline the same with the offline model: it computes instead of waiting, so two cores are shared, too
     memory        the size of one worker that streams five hundred runs at once
 
 The clients share the machine with the stack. Processor time is told beside each figure: it depends less on what
@@ -39,6 +40,8 @@ RATE_RUNS: Final = 1_500
 RATE_USERS: Final = 10
 NOISE: Final = 1_000
 STREAMS: Final = 500
+CHUNK_DELAY_MS: Final = {"noisy": 100, "memory": 2_000}
+"""How long the provider's stand-in waits before each piece: a quick provider, and one that talks for minutes."""
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -249,17 +252,26 @@ async def _measure(stack: Stack, measurement: Callable[[Bench], Awaitable[None]]
 
 
 def main(name: str) -> None:
-    measurements = {"first_token": first_token, "rate": rate, "noisy": noisy, "memory": memory}
+    measurements = {
+        "first_token": first_token,
+        "rate": rate,
+        "noisy": noisy,
+        "noisy_offline": noisy,
+        "memory": memory,
+    }
     with LLMockServer() as provider, temporary_stack() as stack:
         settings = dict(FAST)
-        if name == "noisy":
+        if name.startswith("noisy"):
             settings["AGENTS_MAX_PARALLEL_RUNS"] = "64"
-        if name == "memory":
-            provider.state.stream_chaos = StreamChaos(chunk_delay_ms=2_000)
+        if name in CHUNK_DELAY_MS:
+            provider.state.stream_chaos = StreamChaos(chunk_delay_ms=CHUNK_DELAY_MS[name])
             settings |= {
                 "OPENAI_API_KEY": "sk-of-nobody-0123456789",
                 "OPENAI_BASE_URL": provider.base_url("openai"),
                 "AGENTS_MODELS": "openai:gpt-4o-mini",
+            }
+        if name == "memory":
+            settings |= {
                 "AGENTS_MAX_PARALLEL_RUNS": str(STREAMS),
                 "AGENTS_PROVIDER_PARALLEL_CALLS": str(STREAMS),
             }
