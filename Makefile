@@ -58,7 +58,7 @@ smoke: $(ENVIRONMENT_IS_CURRENT) ## The fault tests that are short enough for ev
 	@$(PYTHON) -m pytest tests/faults -m smoke
 
 faults: $(ENVIRONMENT_IS_CURRENT) ## All fault tests, with what they measured: kills, freezes, cuts, floods (half an hour)
-	@$(PYTHON) -m pytest tests/faults -rA
+	@$(PYTHON) -m pytest tests/faults -rA --show-capture=stdout
 
 bench: $(BENCHES:%=bench-%) ## Measure beside the peers, half an hour; one: make bench-gateway (accept, events, ingest, holds...)
 
