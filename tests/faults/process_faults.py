@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from ops.stack.stack import Stack
+from ops.stack.supervisor import Supervisor
 from tests.faults.disks import GROWING_TABLES, fill, off_disk, on_disk, small_disk
 from tests.faults.firewall import dropped_packets, may_drop_packets
 from tests.faults.kills import Killer
@@ -54,6 +55,16 @@ async def frozen(field: Field, victim: str, *, for_s: float) -> None:
 
 async def killed(field: Field, victim: str, *, times: int, every_s: float) -> None:
     await field.killer.kill_at_random([victim], times=times, every_s=every_s)
+
+
+async def stopped(field: Field, victim: str, *, for_s: float) -> None:
+    """Gone, and nobody starts it again until the time is over: connections are refused."""
+    supervisor, name = Supervisor(field.stack.home), f"{victim}-1"
+    await asyncio.to_thread(supervisor.stop, [name])
+    try:
+        await asyncio.sleep(for_s)
+    finally:
+        await asyncio.to_thread(supervisor.start, name)
 
 
 async def backends_killed(field: Field, *, times: int) -> None:
@@ -129,6 +140,7 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "broker killed five times": lambda field: killed(field, "rabbitmq", times=5, every_s=6),
     "broker frozen for 20 s": lambda field: frozen(field, "rabbitmq", for_s=20),
     "ten database connections killed": lambda field: backends_killed(field, times=10),
+    "database stopped for 30 s": lambda field: stopped(field, "postgres", for_s=30),
     "database frozen for 10 s": lambda field: frozen(field, "postgres", for_s=10),
     "metering's counters locked for 10 s": lambda field: table_locked(field, "usage_metrics", for_s=10),
     "redis killed three times, and what it knew with it": lambda field: killed(field, "redis", times=3, every_s=2),
