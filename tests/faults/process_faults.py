@@ -11,6 +11,7 @@ from typing import Final
 import asyncpg
 import pytest
 
+from ops.home import ROOT
 from ops.stack.stack import Stack
 from ops.stack.supervisor import Supervisor
 from tests.faults.disks import GROWING_TABLES, fill, off_disk, on_disk, small_disk
@@ -117,6 +118,24 @@ async def disk_full(field: Field, *, for_s: float) -> None:
             await off_disk(field.superuser_url, GROWING_TABLES)
 
 
+async def closed_and_opened(field: Field, *, rounds: int) -> None:
+    """Maintenance as an operator switches it, and meanwhile a killed Redis."""
+    for _ in range(rounds):
+        await venture(field, "maintenance", "on", "--minutes", "5", "--reason", "a test", "--yes")
+        field.killer.kill("redis")
+        await asyncio.sleep(3)
+        await venture(field, "maintenance", "off", "--yes")
+        await asyncio.sleep(3)
+
+
+async def venture(field: Field, *arguments: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        ROOT / "scripts/venture", *arguments, env={**os.environ, "VENTURE_HOME": str(field.stack.home.path)}
+    )
+    if await process.wait() != 0:
+        raise RuntimeError(f"venture {' '.join(arguments)} ended with {process.returncode}")
+
+
 async def packets_dropped(field: Field, engine: str, *, for_s: float) -> None:
     if not may_drop_packets():
         pytest.skip("dropping packets needs root and iptables")
@@ -161,6 +180,7 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "packets to the database dropped for 8 s": lambda field: packets_dropped(field, "postgres", for_s=8),
     "packets to the broker dropped for 15 s": lambda field: packets_dropped(field, "rabbitmq", for_s=15),
     "packets to redis dropped for 8 s": lambda field: packets_dropped(field, "redis", for_s=8),
+    "maintenance on and off three times, and redis killed in it": lambda field: closed_and_opened(field, rounds=3),
     "a release's migration and its rollback": migrated_and_taken_back,
     "rolling restart": lambda field: asked_to_stop(field, rounds=2),
 }
