@@ -17,7 +17,10 @@ from services.agents.prompts.domain import Prompt, held_input_tokens
 from services.agents.runs.domain import Usage
 from services.agents.settings import Settings
 from services.agents.wiring import build
-from tests.harness.services import SERVICE_TOKEN_SECRET, Place, run_service
+from services.metering.settings import Settings as MeteringSettings
+from services.metering.wiring import build as build_metering
+from tests.harness.patience import eventually
+from tests.harness.services import SERVICE_TOKEN_SECRET, Place, run_service, service_headers
 from tests.integration.agents.workshop import has_status, request_run
 
 TASK = "Plan it."
@@ -81,6 +84,38 @@ async def test_more_is_asked_for_before_it_is_used(
     else:
         assert model.allowed == [MAX_OUTPUT]
         assert [it["code"] for it in row["warnings"]] == ["agents.budget_spent"]
+
+
+async def test_metering_holds_more_and_the_run_settles_what_it_used(
+    place: Place, database: Database, user_id: UUID
+) -> None:
+    model, held = CostlyModel(), held_input_tokens(TASK, {}) + MAX_OUTPUT
+    async with run_service(build_metering(place.settings_for(MeteringSettings, "metering"))) as metering:
+        run_id = new_id()
+        body = {"hold_id": str(run_id), "amounts": {"runs": 1, "tokens": held}}
+        headers = service_headers("metering", user_id=user_id)
+        (await metering.client.post("/internal/holds", json=body, headers=headers)).raise_for_status()
+        await request_run(
+            database, user_id, run_id=run_id, task=TASK, agent_type="orchestrator", max_output_tokens=MAX_OUTPUT
+        )
+        settings = place.settings_for(Settings, "agents", metering_url=metering.base_url)
+        async with run_service(build(settings, models=model.choose)):
+            row = await has_status(place.database, run_id, "succeeded")
+
+            async def is_settled() -> bool:
+                state = await place.database.fetchval("SELECT state FROM metering.holds WHERE id = $1", run_id)
+                return state == "settled"
+
+            await eventually(is_settled, within_s=30)
+    (hold,) = await place.database.fetch("SELECT amounts FROM metering.holds WHERE id = $1", run_id)
+    counters = await place.database.fetch(
+        "SELECT metric_type, metric_value, held_value FROM usage_metrics WHERE user_id = $1", str(user_id)
+    )
+    used = {counter["metric_type"]: counter["metric_value"] for counter in counters}
+    assert hold["amounts"]["tokens"] > held
+    assert row["warnings"] == []
+    assert used["tokens"] == row["input_tokens"] + row["output_tokens"] > held
+    assert [counter["held_value"] for counter in counters] == [0] * len(counters)
 
 
 @pytest.mark.parametrize(("status", "granted"), [(200, True), (429, False), (404, False), (503, False), (None, False)])
