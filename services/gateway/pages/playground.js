@@ -290,11 +290,17 @@ function open(run) {
 
 async function showUsage() {
   const response = await call("GET", "/v1/usage");
-  if (!response.ok) return;
+  if (!response.ok) return null;
   const usage = await response.json();
   at("tier").textContent = usage.tier;
   at("usage").replaceChildren(...Object.entries(usage.metrics).map(([name, metric]) => bar(name, metric)));
   at("resets").textContent = `Counts again from ${new Date(usage.period.end).toLocaleDateString(undefined, { day: "numeric", month: "long" })}.`;
+  return usage.tier;
+}
+
+// Metering hears of a new plan when this page does: what it answers at that moment may still be of the old one.
+async function showUsageOn(tier) {
+  for (let tries = 0; tries < 20 && (await showUsage()) !== tier; tries += 1) await pause(500);
 }
 
 function bar(name, { used, held, limit }) {
@@ -358,8 +364,9 @@ function note({ name, data }) {
   at("behind").prepend(make("li", {}, make("strong", { textContent: who }), ` ${what} `, make("small", { textContent: new Date(data.at ?? Date.now()).toLocaleTimeString() })));
   while (at("behind").children.length > 30) at("behind").lastChild.remove();
   if (name === "usage.threshold_reached") announce(`You have used ${data.percent} % of your ${data.metric}.`);
-  if (/usage|entitlements/.test(name)) showUsage();
+  if (/^usage/.test(name)) showUsage();
   if (name === "entitlements.changed") {
+    showUsageOn(data.tier);
     showPlans();
     if (data.tier !== "free") announce(`You are on ${data.tier} now.`);
   }
@@ -372,7 +379,9 @@ if (new URLSearchParams(location.search).has("paid")) {
   Promise.resolve().then(async () => {
     const response = session && (await call("GET", "/v1/billing/subscription"));
     const { tier } = response?.ok ? await response.json() : {};
-    if (tier && tier !== "free") announce(`You are on ${tier} now.`);
+    if (!tier || tier === "free") return;
+    announce(`You are on ${tier} now.`);
+    showUsageOn(tier);
   });
 }
 show();
