@@ -44,7 +44,7 @@ class IdempotencyKeyInFlight(Conflict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """The bearer of a verified access token. `claims` are what row-level security reads."""
+    """The bearer of a verified access token. `claims` are those of it that are asked for later."""
 
     user_id: UUID
     session_id: UUID | None

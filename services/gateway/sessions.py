@@ -29,8 +29,11 @@ class StandingCache:
         return entry if entry is not None and entry[0] > time.monotonic() else None
 
     def put(self, user_id: UUID, standing: Standing | None) -> None:
-        self._entries[user_id] = (time.monotonic() + STANDING_TTL_S, standing)
-        if len(self._entries) > _CACHE_SIZE:
+        now = time.monotonic()
+        self._entries[user_id] = (now + STANDING_TTL_S, standing)
+        self._entries.move_to_end(user_id)
+        # All live equally long, so those that are over stand in front: what is kept is what is still worth something.
+        while next(iter(self._entries.values()))[0] <= now or len(self._entries) > _CACHE_SIZE:
             self._entries.popitem(last=False)
 
     def forget(self, user_id: UUID) -> None:
