@@ -110,12 +110,12 @@ def _spare_the_collector() -> None:
     """Look for cycles less often, and never among what lives as long as the process: routes, models, modules.
 
     A request that makes a few ten thousand objects, such as a batch of events, would otherwise pay for walking through
-    all of them again and again: a third of its time. The older generations keep Python's own rhythm: what a failed
-    connection leaves behind are cycles, and its TLS context lies outside of what the collector counts.
+    all of them again and again: a third of its time. Not less often than this, and the older generations in Python's
+    own rhythm: what a failed connection leaves behind are cycles, with memory that the collector does not count.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 10, 10)
+    gc.set_threshold(5_000, 10, 10)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from tests.faults.soak.disturbances import Disturber, recoveries
 from tests.faults.soak.load import SETTINGS, Load, open_load
 from tests.faults.soak.ports import Ports
 from tests.faults.soak.report import say
-from tests.faults.soak.sizes import Sizes
+from tests.faults.soak.sizes import JUDGED_FROM_S, Sizes
 from tests.faults.verdict import chance_of
 
 VISITORS: Final = 3
@@ -56,7 +56,10 @@ class Soak:
         return "; ".join(broken)
 
     async def _disturb(self) -> None:
-        await self.disturber.disturb(for_s=self.for_s, say=say)
+        if self.for_s >= JUDGED_FROM_S:
+            await self.disturber.warm_up()
+        left_s = self.began + self.for_s - time.monotonic()
+        await self.disturber.disturb(for_s=left_s, say=say)
         await asyncio.sleep(max(self.began + self.for_s - time.monotonic(), 0))
         self.load.over.set()
 
