@@ -2,8 +2,9 @@
 
 A process that is killed now and then says nothing about growth: each new one is small. So replica 2 of every service is
 left alive, and is judged by itself: its warm first part, which is a sixth of the soak after another sixth (in which
-every connection was cut some twenty times, `Disturber.warm_up`), against the last sixth. Of the others the table shows the largest they ever were, so that a process that bursts within its short
-life is seen, too. Engines are shown and not judged: their caches fill with the data of the soak.
+every connection was cut some twenty times, `Disturber.warm_up`), against the last sixth. Of the others the table shows
+the largest they ever were, so that a process that bursts within its short life is seen, too. Engines are shown and not
+judged: their caches fill with the data of the soak.
 
 Connections to the database come and go with the work, between the least and the most that a pool may have: what is
 judged of them is that most. Of descriptors what is judged is the rest, without connections to engines.
