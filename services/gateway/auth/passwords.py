@@ -14,8 +14,8 @@ from services.gateway.auth.domain import check_password
 # OWASP's floor for argon2id: 19 MiB, two passes, one lane; about 30 ms on the machine this was measured on.
 _HASHER: Final = PasswordHasher(memory_cost=19_456, time_cost=2, parallelism=1)
 # Threads of its own, and no more than compute at once: the C library keeps a hash's 19 MiB for each thread that ever
-# made one, so among all threads of the process a gateway grew from 80 to 160 MB. To have the memory given back each
-# time would cost 10 ms of processor a hash, half as much again.
+# made one, and the loop's own pool has more of them: a gateway held 160 MB instead of 120. To have the memory given
+# back each time would cost 10 ms of processor a hash, half as much again.
 _THREADS: Final = min(4, os.cpu_count() or 1)
 
 
