@@ -84,12 +84,28 @@ def sick_row(make: str, heal: str) -> Callable[[Stack], AbstractAsyncContextMana
 async def parked(stack: Stack) -> AsyncGenerator[None, None]:
     await park_one(stack.environment())
     yield
-    # Healed by the operator's own command.
-    replay = await asyncio.create_subprocess_exec(
-        str(ROOT / "scripts" / "venture"), "parked", "replay", "--all", "--yes",
+    await healed_by(stack, "parked", "replay", "--all", "--yes")
+
+
+@asynccontextmanager
+async def counter_written_by_hand(stack: Stack) -> AsyncGenerator[None, None]:
+    superuser(
+        stack,
+        """INSERT INTO usage_metrics (user_id, metric_type, metric_value, period_start, period_end)
+           VALUES ('00000000-0000-7000-8000-0000000000f2', 'runs', 7, metering.period_start(now()),
+                   metering.period_end(now()))""",
+    )
+    yield
+    await healed_by(stack, "usage", "rebuild", "--yes")
+
+
+async def healed_by(stack: Stack, *command: str) -> None:
+    """An operator's own command, as the runbook has it."""
+    process = await asyncio.create_subprocess_exec(
+        str(ROOT / "scripts" / "venture"), *command,
         env={**os.environ, "VENTURE_HOME": str(stack.home.path)}, stdout=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
-    assert await replay.wait() == 0
+    assert await process.wait() == 0
 
 
 @asynccontextmanager
@@ -164,6 +180,7 @@ FAULTS: Final[Mapping[str, tuple[Fault, str]]] = {
     "ParkedMessages": (parked, "parked_messages"),
     "WebhookFailures": (forged_webhooks, "webhook_failures"),
     "AuthenticationFailures": (wrong_passwords, "auth_failures_percent"),
+    "UsageDrift": (counter_written_by_hand, "usage_drift"),
     "UsersAtLimits": (user_at_a_limit, "users_at_limits"),
     "OutboxNotSent": (
         sick_row(
