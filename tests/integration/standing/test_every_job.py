@@ -42,8 +42,9 @@ async def run(work: Work, place: Workplace, mortality: Mortality) -> None:
     tasks = [asyncio.ensure_future(loop()) for loop in work.start(place, mortality)]
 
     async def is_over() -> bool:
+        is_done = await place.rows.fetchval(work.is_done)
         ended = any(task.done() for task in tasks)
-        return ended or mortality.has_died.is_set() or await place.rows.fetchval(work.is_done)
+        return ended or mortality.has_died.is_set() or (is_done and not mortality.transactions)
 
     try:
         await eventually(is_over, within_s=20)
