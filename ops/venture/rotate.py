@@ -61,7 +61,7 @@ def service(*, file: File = None, dry_run: DryRun = False, yes: Yes = False, as_
 def webhook(
     new: Annotated[str, typer.Option("--new", help="Stripe's new secret, whsec_…; not with --finish.")] = "",
     *,
-    old: Annotated[str, typer.Option("--old", help="With --finish: which to drop, where there are more than two.")] = "",
+    old: Annotated[str, typer.Option("--old", help="With --finish: which one, where there are more than two.")] = "",
     finish: Finish = False,
     file: File = None,
     dry_run: DryRun = False,

@@ -181,7 +181,7 @@ class DriftWatch:
             await asyncio.sleep(pause_s)
 
     async def run_once(self) -> None:
-        """The next users of the round. A booking changes counter and ledger at once, so what differs is no passing state."""
+        """The next users of the round. Counter and ledger change in one commit, so what differs is no passing state."""
         async with self._database.transaction() as conn:
             until = await queries.find_bound(conn, after=self._after, users=self._users_at_once)
             self._this_round += len(await queries.find_drift(conn, after=self._after, until=until))
