@@ -64,7 +64,14 @@ async def prometheus_of(stack: Stack, folder: Path) -> AsyncGenerator[Prometheus
                     return False
 
             await eventually(is_ready, within_s=20)
-            yield Prometheus(client)
+            prometheus = Prometheus(client)
+
+            async def has_looked() -> bool:
+                """What grew before the first look has never grown, to Prometheus."""
+                return bool(await prometheus.query("up")) and not await prometheus.query("up == 0")
+
+            await eventually(has_looked, within_s=20)
+            yield prometheus
     finally:
         if process.returncode is None:
             process.terminate()
