@@ -3,10 +3,9 @@
 import asyncio
 import os
 import signal
-import subprocess
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Final
 
 import httpx
 import psycopg
@@ -15,6 +14,7 @@ import yaml
 
 from ops.home import ROOT
 from ops.stack.stack import Stack
+from tests.faults.hands import frozen, superuser
 from tests.harness.live import Person, park_one, run_to_its_end, signed_up, used
 from tests.harness.operator import Operator
 from tests.harness.patience import eventually
@@ -36,31 +36,6 @@ def operator(stack: Stack, capsys: pytest.CaptureFixture[str]) -> Operator:
 async def prometheus(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Prometheus, None]:
     async with prometheus_of(stack, tmp_path_factory.mktemp("prometheus")) as one:
         yield one
-
-
-@contextmanager
-def frozen(stack: Stack, program: str) -> Generator[None]:
-    """Stopped by a signal: it holds its connections and answers nobody. The harshest way to be away."""
-    pids = [stack.pid(program), *children(stack.pid(program))]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-
-
-def children(pid: int) -> list[int]:
-    """PostgreSQL's server processes go on answering while their postmaster is stopped."""
-    listed = subprocess.run(("/usr/bin/pgrep", "-P", str(pid)), capture_output=True, text=True, check=False)
-    return [int(child) for child in listed.stdout.split()]
-
-
-def superuser(stack: Stack, statement: str, *values: Any) -> None:
-    with psycopg.connect(stack.operator_environment()["SUPERUSER_DATABASE_URL"], autocommit=True) as conn:
-        conn.execute(statement.encode(), values)
 
 
 def engine_away(program: str) -> Callable[[Stack], AbstractAsyncContextManager[None]]:
