@@ -31,9 +31,13 @@ class Conduct:
 
 
 def signature(secret: str, payload: bytes, at: int) -> str:
-    """The `Stripe-Signature` header (docs.stripe.com/webhooks/signature)."""
-    digest = hmac.new(secret.encode(), f"{at}.".encode() + payload, hashlib.sha256).hexdigest()
-    return f"t={at},v1={digest}"
+    """The `Stripe-Signature` header (docs.stripe.com/webhooks/signature).
+
+    While a secret is rolled an endpoint has several, separated by commas here, and each signs.
+    """
+    signed = f"{at}.".encode() + payload
+    digests = [hmac.new(one.strip().encode(), signed, hashlib.sha256).hexdigest() for one in secret.split(",")]
+    return ",".join([f"t={at}", *(f"v1={digest}" for digest in digests)])
 
 
 class Deliverer:

@@ -4,7 +4,7 @@ It writes the file and nothing else; `make up` (or Compose's `up`) restarts what
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -61,6 +61,7 @@ def service(*, file: File = None, dry_run: DryRun = False, yes: Yes = False, as_
 def webhook(
     new: Annotated[str, typer.Option("--new", help="Stripe's new secret, whsec_…; not with --finish.")] = "",
     *,
+    old: Annotated[str, typer.Option("--old", help="With --finish: which one, where there are more than two.")] = "",
     finish: Finish = False,
     file: File = None,
     dry_run: DryRun = False,
@@ -73,11 +74,23 @@ def webhook(
 
     def change(values: Mapping[str, str]) -> dict[str, str]:
         current = [one.strip() for one in values.get("STRIPE_WEBHOOK_SECRET", "").split(",") if one.strip()]
-        wanted = current[:1] if finish else [new, *(one for one in current if one != new)][:2]
-        return {"STRIPE_WEBHOOK_SECRET": ",".join(wanted)}
+        gone = _to_drop(current, old) if finish else new
+        kept = [one for one in current if one != gone]
+        return {"STRIPE_WEBHOOK_SECRET": ",".join(kept if finish else [new, *kept])}
 
-    after = "Only the new one is accepted." if finish else "Both are accepted; `rotate webhook --finish` in a day."
+    after = "The old one is refused." if finish else "Both are accepted; `rotate webhook --finish` in a day."
     _rotate(Desk(as_json=as_json, dry_run=dry_run, yes=yes), "webhook", file, change, after)
+
+
+def _to_drop(current: Sequence[str], old: str) -> str:
+    """The list also holds the secrets of other destinations, which nobody has rolled."""
+    if len(current) < 2:  # noqa: PLR2004 - the new one and the old
+        raise Failure("There is no old secret to drop.")
+    if not old and len(current) > 2:  # noqa: PLR2004
+        raise Failure(f"{len(current)} secrets are accepted: say which one is to go, --old whsec_…")
+    if old and old not in current:
+        raise Failure("The secret of --old is not among those that are accepted.")
+    return old or current[1]
 
 
 def api_keys(*, file: File = None, dry_run: DryRun = False, yes: Yes = False, as_json: AsJson = False) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, Final
 from uuid import UUID
 
@@ -78,6 +79,12 @@ class StripeSync:
     async def _refresh(self, lease: Lease) -> None:
         try:
             await self._fetch_and_store(lease)
+        except asyncio.CancelledError:
+            # Stopped in order: the process that comes next need not wait until the lease runs out.
+            with suppress(DatabaseUnavailable):
+                async with self._database.transaction() as conn:
+                    await work_queries.postpone_refresh(conn, lease, error="stopped")
+            raise
         except Exception as error:  # noqa: BLE001 - an edge: whatever went wrong, the object stays due and says why
             reason = describe(error)
             log.warning("stripe_refresh_failed", object_id=lease.object_id, error=reason)

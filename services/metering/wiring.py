@@ -19,7 +19,7 @@ from services.metering.ingest.api import IngestRoutes
 from services.metering.jobs import HoldSweeper
 from services.metering.ledger import queries as ledger
 from services.metering.repairs.api import RepairRoutes
-from services.metering.repairs.jobs import LedgerWatch
+from services.metering.repairs.jobs import DriftWatch, LedgerWatch
 from services.metering.reports.api import ReportRoutes
 from services.metering.settings import Settings
 
@@ -38,7 +38,7 @@ async def build(
         def news_state() -> QueueState | None:
             return backbone.consumer.states().get(news_queue)
 
-        sweeper = HoldSweeper(backbone.database, news_state)
+        sweeper, drift = HoldSweeper(backbone.database, news_state), DriftWatch(backbone.database)
         checks = [
             *backbone.checks(),
             Check(
@@ -57,6 +57,7 @@ async def build(
                 probe=lambda: _check_months(backbone.database),
                 runbook="ledger-months-missing",
             ),
+            Check(name="usage_drift", probe=lambda: _check_drift(drift), runbook="usage-drift", warns_only=True),
         ]
         app = backbone.new_app(checks)
         for routes in (HoldRoutes, ReportRoutes, IngestRoutes, RepairRoutes):
@@ -66,7 +67,7 @@ async def build(
             app=backbone.edge(app),
             health_app=backbone.health_app(checks),
             common_loops=backbone.common_loops,
-            worker_loops=(*backbone.worker_loops, sweeper.run, LedgerWatch(backbone.database, plans).run),
+            worker_loops=(*backbone.worker_loops, sweeper.run, drift.run, LedgerWatch(backbone.database, plans).run),
         )
 
 
@@ -84,3 +85,8 @@ async def _check_months(database: Database) -> Finding:
 async def _check_limits(database: Database) -> Finding:
     async with database.transaction() as conn:
         return at_most(await queries.count_users_at_limits(conn), 0)
+
+
+async def _check_drift(watch: DriftWatch) -> Finding:
+    """A process that only answers requests does not look; a worker does."""
+    return Finding(status="disabled") if watch.count is None else at_most(watch.count, 0)

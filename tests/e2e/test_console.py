@@ -14,8 +14,10 @@ from playwright.async_api import Browser, BrowserContext, Page, Response, expect
 from libs.common.broker import parked_queue
 from libs.common.events.metering import ThresholdReached
 from libs.common.ids import new_id
+from ops.stack.stack import Stack
 from tests.harness.accessibility import serious_problems
 from tests.harness.browser import open_browser
+from tests.harness.live import facts_of_billing, find, stripe_event
 from tests.harness.patience import eventually
 
 QUEUE: Final = f"gateway.{ThresholdReached.type}"
@@ -130,6 +132,29 @@ async def test_an_operator_replays_a_parked_message_and_it_is_handled(
 
     await operator.get_by_role("link", name="Audit").click()
     await expect(operator.locator(".entry").first).to_contain_text("parked replayed")
+
+
+async def test_an_operator_replays_a_stripe_event_twice_and_nothing_changes(
+    operator: Page, environment: Mapping[str, str], stack: Stack
+) -> None:
+    event_id = await stripe_event(environment)
+
+    async def is_worked_off() -> bool:
+        waiting = "SELECT count(*) FROM billing.refreshes WHERE done < wanted"
+        handled = "SELECT handled_at IS NOT NULL FROM billing.stripe_events WHERE id = %s"
+        return find(environment, waiting) == 0 and find(environment, handled, event_id)
+
+    await eventually(is_worked_off, within_s=15)
+    before = facts_of_billing(stack)
+    await operator.get_by_role("link", name="Stripe").click()
+    await operator.locator(f'a[href="/console/stripe/{event_id}"]').click()
+    for _ in range(2):
+        await operator.get_by_role("button", name="Replay").click()
+        await expect(operator.get_by_role("status")).to_contain_text("fetched from Stripe again (1 object)")
+        await eventually(is_worked_off, within_s=15)
+    assert facts_of_billing(stack) == before
+    audited = "SELECT count(*) FROM gateway.audit_log WHERE action = 'stripe_event_replayed' AND subject = %s"
+    assert find(environment, audited, event_id) == 2
 
 
 async def test_an_operator_closes_the_house_and_opens_it_again(

@@ -6,11 +6,21 @@ from collections.abc import AsyncGenerator, Mapping
 import httpx
 import psycopg
 import pytest
-from psycopg import sql
 
 from ops.stack.stack import Stack
 from ops.venture.desk import NOT_CONFIRMED, NOT_FOUND, NOT_WELL, USAGE
-from tests.harness.live import PARKED_IN, Person, find, park_one, run_to_its_end, signed_up, stripe_event, used
+from tests.harness.live import (
+    PARKED_IN,
+    Person,
+    contents,
+    facts_of_billing,
+    find,
+    park_one,
+    run_to_its_end,
+    signed_up,
+    stripe_event,
+    used,
+)
 from tests.harness.operator import Operator
 from tests.harness.patience import eventually
 
@@ -24,25 +34,6 @@ async def person(environment: Mapping[str, str]) -> AsyncGenerator[Person, None]
 @pytest.fixture
 def operator(stack: Stack, capsys: pytest.CaptureFixture[str]) -> Operator:
     return Operator(stack, capsys)
-
-
-def contents(stack: Stack) -> dict[str, str]:
-    """A digest of every row of every table, but for those that write down the passing of time for charts."""
-    with psycopg.connect(stack.operator_environment()["SUPERUSER_DATABASE_URL"]) as conn:
-        names = conn.execute(
-            """SELECT schemaname, tablename FROM pg_tables
-               WHERE schemaname IN ('public', 'auth', 'gateway', 'billing', 'metering', 'agents')
-                 AND tablename NOT IN ('traffic_minutes', 'health_samples')"""
-        ).fetchall()
-        digests: dict[str, str] = {}
-        for name in names:
-            row = conn.execute(
-                sql.SQL("SELECT md5(coalesce(string_agg(t::text, '|' ORDER BY t::text), '')) FROM {} AS t").format(
-                    sql.Identifier(*name)
-                )
-            ).fetchone()
-            digests[".".join(name)] = row[0] if row else ""
-        return digests
 
 
 async def test_a_dry_run_of_anything_changes_nothing(
@@ -157,15 +148,11 @@ async def test_events_replayed_twice_leave_the_same_tables(
 ) -> None:
     event_id = await stripe_event(environment)
 
-    def billing() -> dict[str, str]:
-        facts = ("customers", "accounts", "subscriptions", "invoices", "stripe_events")
-        return {name: digest for name, digest in contents(stack).items() if name in {f"billing.{it}" for it in facts}}
-
     async def is_handled() -> bool:
         return find(environment, "SELECT handled_at FROM billing.stripe_events WHERE id = %s", event_id) is not None
 
     await eventually(is_handled, within_s=15)
-    before = billing()
+    before = facts_of_billing(stack)
     for _ in range(2):
         assert (await asyncio.to_thread(operator.ok, "billing", "events", "replay", event_id, "--yes"))["objects"] == 1
 
@@ -174,7 +161,7 @@ async def test_events_replayed_twice_leave_the_same_tables(
         return find(environment, waiting) == 0
 
     await eventually(is_done, within_s=15)
-    assert billing() == before
+    assert facts_of_billing(stack) == before
 
 
 async def test_maintenance_closes_the_house_to_users_and_is_audited(operator: Operator, person: Person) -> None:

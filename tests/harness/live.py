@@ -9,9 +9,11 @@ import aio_pika
 import httpx
 import orjson
 import psycopg
+from psycopg import sql
 
 from libs.common.broker import parked_queue
 from libs.common.ids import new_id
+from ops.stack.stack import Stack
 from tests.harness.patience import eventually
 
 PARKED_IN = "agents.gateway.entitlements_changed.v1"
@@ -83,7 +85,32 @@ async def stripe_event(environment: Mapping[str, str]) -> str:
     return str(await eventually(stored, within_s=15))
 
 
-def find(environment: Mapping[str, str], sql: Any, *values: Any) -> Any:
+def find(environment: Mapping[str, str], statement: Any, *values: Any) -> Any:
     with psycopg.connect(environment["OPERATOR_DATABASE_URL"]) as conn:
-        row = conn.execute(sql, values).fetchone()
+        row = conn.execute(statement, values).fetchone()
     return row[0] if row else None
+
+
+def contents(stack: Stack) -> dict[str, str]:
+    """A digest of every row of every table, but for those that write down the passing of time for charts."""
+    with psycopg.connect(stack.operator_environment()["SUPERUSER_DATABASE_URL"]) as conn:
+        names = conn.execute(
+            """SELECT schemaname, tablename FROM pg_tables
+               WHERE schemaname IN ('public', 'auth', 'gateway', 'billing', 'metering', 'agents')
+                 AND tablename NOT IN ('traffic_minutes', 'health_samples')"""
+        ).fetchall()
+        digests: dict[str, str] = {}
+        for name in names:
+            row = conn.execute(
+                sql.SQL("SELECT md5(coalesce(string_agg(t::text, '|' ORDER BY t::text), '')) FROM {} AS t").format(
+                    sql.Identifier(*name)
+                )
+            ).fetchone()
+            digests[".".join(name)] = row[0] if row else ""
+        return digests
+
+
+def facts_of_billing(stack: Stack) -> dict[str, str]:
+    """The digests of what billing knows: a replay leaves them as they are."""
+    facts = {f"billing.{name}" for name in ("customers", "accounts", "subscriptions", "invoices", "stripe_events")}
+    return {name: digest for name, digest in contents(stack).items() if name in facts}

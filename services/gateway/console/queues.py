@@ -1,6 +1,8 @@
 """Queues and what is parked behind them: why it failed, again, or never again."""
 
-from typing import Any, cast
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, cast
 
 from fastapi import APIRouter, Request, Response
 
@@ -10,6 +12,8 @@ from services.gateway.console.live import LiveParts
 from services.gateway.console.render import View, to
 from services.gateway.console.state import Board
 from services.gateway.queues.state import Act, QueueDesk
+
+_LAST: Final = datetime.max.replace(tzinfo=UTC)
 
 
 class QueueRoutes:
@@ -41,7 +45,8 @@ class QueueRoutes:
         state = next((item for item in (await self._board.queues()).items if item["queue"] == queue), None)
         if state is None:
             raise NotFound("There is no such queue.")
-        items = sorted(await self._desk.look(queue), key=_told_at)
+        found = [{**item, "told_at": _told_at(item)} for item in await self._desk.look(queue)]
+        items = sorted(found, key=lambda item: item["told_at"] or _LAST)
         return self._view.page("parked.html", request, queue=queue, state=state, items=items)
 
     async def replay(self, request: Request, me: Entered, form: Form, queue: str) -> Response:
@@ -57,6 +62,12 @@ class QueueRoutes:
         return to(f"/console/queues/{queue}", "discarded", n=count)
 
 
-def _told_at(item: dict[str, Any]) -> str:
+def _told_at(item: Mapping[str, Any]) -> datetime | None:
+    """When the event says that it happened. What was parked for being no event says nothing of it, or anything."""
     body: Any = item["body"]
-    return str(cast("dict[str, Any]", body).get("time", "")) if isinstance(body, dict) else ""
+    told = str(cast("dict[str, Any]", body).get("time", "")) if isinstance(body, dict) else ""
+    try:
+        at = datetime.fromisoformat(told)
+    except ValueError:
+        return None
+    return at if at.tzinfo is not None else None

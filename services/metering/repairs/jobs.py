@@ -1,7 +1,7 @@
 """Work that goes through all users in bites: proving that counters equal the ledger, mending them, keeping watch.
 
 Safe to be killed anywhere: a proof changes nothing, each user's counters are mended in a transaction of their own, and
-what the watch notes is noted once.
+what a watch notes is noted once or only counted.
 """
 
 import asyncio
@@ -22,6 +22,10 @@ log = structlog.get_logger(__name__)
 USERS_AT_ONCE: Final = 2_000
 MONTHS_AHEAD: Final = 3
 WATCH_INTERVAL_S: Final = 300.0
+DRIFT_USERS_AT_ONCE: Final = 500
+DRIFT_PAUSE_S: Final = 5.0
+DRIFT_SHARE: Final = 0.02
+"""At most this share of one connection's time goes into looking for drift, however much there is to look through."""
 SPIKE_FACTOR: Final = 10
 SPIKE_FLOORS: Final = {"runs": 100, "tokens": 200_000}
 """Below these amounts an hour is never worth an operator's look, whatever the user is used to."""
@@ -149,3 +153,40 @@ class LedgerWatch:
                 amount=spike["amount"],
                 habit_per_hour=spike["habit_per_hour"],
             )
+
+
+class DriftWatch:
+    """Looks for counters that differ from the ledger, some users at a time, round after round, without hurry.
+
+    `count`: how many differed in the last whole round, or in this one so far if those are more; None before a look.
+    """
+
+    def __init__(self, database: Database, *, users_at_once: int = DRIFT_USERS_AT_ONCE) -> None:
+        self.count: int | None = None
+        self._database = database
+        self._users_at_once = users_at_once
+        self._after = ""
+        self._last_round = 0
+        self._this_round = 0
+
+    async def run(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            pause_s, began_at = DRIFT_PAUSE_S, clock()
+            try:
+                await self.run_once()
+                pause_s = max(pause_s, (clock() - began_at) * (1 / DRIFT_SHARE - 1))
+            except DatabaseUnavailable:
+                await self._database.wait_until_up()
+            await asyncio.sleep(pause_s)
+
+    async def run_once(self) -> None:
+        """The next users of the round. Counter and ledger change in one commit, so what differs is no passing state."""
+        async with self._database.transaction() as conn:
+            until = await queries.find_bound(conn, after=self._after, users=self._users_at_once)
+            self._this_round += len(await queries.find_drift(conn, after=self._after, until=until))
+        if until is None:
+            self._after, self._last_round, self._this_round = "", self._this_round, 0
+        else:
+            self._after = until
+        self.count = max(self._last_round, self._this_round)

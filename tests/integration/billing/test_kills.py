@@ -19,6 +19,7 @@ from services.billing.ports import Payments
 from services.billing.reconcile import Reconciler
 from tests.fakes.payments import FakePayments
 from tests.harness.database import TestDatabase
+from tests.harness.patience import eventually
 
 RULES = Rules(plans=load_plans(), grace=timedelta(days=7))
 
@@ -184,3 +185,32 @@ async def test_a_worker_that_slept_past_its_lease_stores_nothing(
 
 def a_sync(database: Database, payments: Payments) -> StripeSync:
     return StripeSync(database, payments, RULES, woken=asyncio.Event())
+
+
+class Silent(FakePayments):
+    """Stripe does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.was_asked = asyncio.Event()
+
+    async def fetch_subscription(self, subscription_id: str) -> Any:  # noqa: ARG002
+        self.was_asked.set()
+        await asyncio.Event().wait()
+
+
+async def test_a_process_that_is_stopped_leaves_its_work_to_the_next_at_once(database: Database) -> None:
+    payments = Silent()
+    async with database.transaction() as conn:
+        await work_queries.request_refresh(conn, "sub_1")
+    running = asyncio.ensure_future(StripeSync(database, payments, RULES, woken=asyncio.Event()).run())
+    await payments.was_asked.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+    async def is_taken_over() -> bool:
+        async with database.transaction() as conn:
+            return [lease.object_id for lease in await work_queries.lease_refreshes(conn, limit=9)] == ["sub_1"]
+
+    await eventually(is_taken_over, within_s=3)

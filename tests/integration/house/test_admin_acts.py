@@ -153,7 +153,7 @@ async def test_what_is_parked_is_seen_sent_again_and_given_up(house: House, admi
     listed = (await admin.client.get("/v1/admin/queues")).json()
     assert listed["silent"] == []
     assert {item["queue"].partition(".")[0] for item in listed["items"]} == {"gateway", "billing", "metering", "agents"}
-    await _park(house, "first", "second")
+    await park(house, "first", "second")
 
     async def parked() -> list[str]:
         return sorted(item["message_id"] for item in (await admin.client.get(f"{path}/parked")).json()["items"])
@@ -180,9 +180,9 @@ async def test_what_is_parked_is_seen_sent_again_and_given_up(house: House, admi
             assert (await ada.client.request(method, f"{path}/{what}", json={})).status_code == 404
 
 
-async def _park(house: House, *message_ids: str) -> None:
+async def park(house: House, *message_ids: str, body: bytes = b'{"it is": "no event"}') -> None:
     connection = await aio_pika.connect(house.place.amqp_url("operator"))
     async with connection, connection.channel() as channel:
         for message_id in message_ids:
-            message = aio_pika.Message(b'{"it is": "no event"}', message_id=message_id)
+            message = aio_pika.Message(body, message_id=message_id)
             await channel.default_exchange.publish(message, routing_key=parked_queue(QUEUE))

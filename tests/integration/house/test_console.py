@@ -1,44 +1,12 @@
 """What an operator does in the console, through the whole house: each act has its effect, and its line in the log."""
 
-import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 
 import httpx
-import pytest
 
+from tests.harness.forms import press
 from tests.harness.house import House, Person
 from tests.harness.patience import eventually
-
-
-@pytest.fixture
-async def operator(house: House) -> AsyncGenerator[httpx.AsyncClient, None]:
-    """Signed in to the console as an admin; follows redirects as a browser does."""
-    async with (
-        house.person("operator@example.com") as person,
-        httpx.AsyncClient(
-            base_url=house.gateway.base_url,
-            headers={"Origin": house.gateway.base_url},
-            timeout=20,
-            follow_redirects=True,
-        ) as client,
-    ):
-        await house.place.database.execute(
-            "UPDATE public.user_profiles SET premium_features = '{\"admin\": true}' WHERE user_id = $1", person.id
-        )
-
-        async def is_in() -> bool:
-            form = {"email": person.email, "password": "correct horse battery"}
-            return (await client.post("/console/sign-in", data=form)).status_code == 200
-
-        await eventually(is_in, within_s=6, every_s=0.5)
-        yield client
-
-
-async def press(operator: httpx.AsyncClient, path: str, **form: str) -> httpx.Response:
-    page = (await operator.get("/console/maintenance")).text
-    found = re.search(r'name="csrf" value="([0-9a-f]{64})"', page)
-    assert found is not None
-    return await operator.post(path, data={"csrf": found[1], **form})
 
 
 async def a_run(person: Person) -> Mapping[str, str]:
@@ -65,21 +33,21 @@ async def test_a_user_is_found_helped_and_deleted(house: House, operator: httpx.
         at = f"/console/users/{person.id}"
         page = (await operator.get(at)).text
         assert all(words in page for words in ("1 of 50", "Name a price", "free, inactive"))
-        assert "Changed." in (await press(operator, f"{at}/change", tier="pro", reason="a gift")).text
+        assert "Changed." in (await press(operator, at, f"{at}/change", tier="pro", reason="a gift")).text
 
         async def is_pro() -> bool:
             return (await person.client.get("/v1/usage")).json()["tier"] == "pro"
 
         await eventually(is_pro)
-        await press(operator, f"{at}/reset")
+        await press(operator, at, f"{at}/reset")
         assert await used_runs(person) == 0
 
         detail = (await operator.get(f"/console/runs/{run['id']}")).text
         assert all(words in detail for words in ("succeeded", "Name a price", "characters in", person.email))
 
-        slip = await press(operator, f"{at}/delete", confirm="somebody@else.example")
+        slip = await press(operator, at, f"{at}/delete", confirm="somebody@else.example")
         assert slip.status_code == 422
-        gone = await press(operator, f"{at}/delete", confirm=person.email)
+        gone = await press(operator, at, f"{at}/delete", confirm=person.email)
         assert "Deleted account" in gone.text
 
         async def is_erased() -> bool:

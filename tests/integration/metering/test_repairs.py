@@ -10,7 +10,7 @@ from libs.common.ids import new_id
 from services.metering import operations
 from services.metering.ledger.domain import event_key
 from services.metering.repairs import jobs
-from services.metering.repairs.jobs import LedgerWatch
+from services.metering.repairs.jobs import DriftWatch, LedgerWatch
 from tests.harness.database import TestDatabase
 from tests.harness.services import Place
 from tests.integration.metering.accounts import (
@@ -230,6 +230,33 @@ async def test_a_spike_far_above_a_users_habit_is_told_once(test_database: TestD
             await watch.run_once()
     spikes = await test_database.fetch("SELECT user_id, metric_type, amount, habit_per_hour FROM metering.spikes")
     assert spikes == [{"user_id": str(spiking_id), "metric_type": "tokens", "amount": 300_000, "habit_per_hour": 298}]
+
+
+async def test_drift_is_seen_within_a_round_and_stays_seen_until_a_whole_round_is_well(
+    test_database: TestDatabase,
+) -> None:
+    for user_id in sorted(new_id() for _ in range(3)):
+        await a_run(test_database, user_id)
+    async with metering_of(test_database) as database:
+        watch = DriftWatch(database, users_at_once=1)
+        assert watch.count is None
+
+        async def counts(looks: int) -> list[int | None]:
+            seen: list[int | None] = []
+            for _ in range(looks):
+                await watch.run_once()
+                seen.append(watch.count)
+            return seen
+
+        a_round = 4  # a look for each user, and one behind the last
+        assert await counts(a_round) == [0, 0, 0, 0]
+        await test_database.execute(
+            """UPDATE usage_metrics SET metric_value = metric_value + 1
+               WHERE user_id = (SELECT max(user_id) FROM usage_metrics)"""
+        )
+        assert await counts(2 * a_round) == [0, 0, 2, 2, 2, 2, 2, 2]
+        await jobs.rebuild(database)
+        assert await counts(2 * a_round) == [2, 2, 2, 0, 0, 0, 0, 0]
 
 
 async def test_operators_routes_are_for_operators(door: Door, user_id: UUID) -> None:

@@ -20,6 +20,8 @@ class Mortality:
         self._after = after
         self.steps = 0
         self.has_died = asyncio.Event()
+        self.transactions = 0
+        """Under way: what one of them has committed can be seen before the process dies of it."""
 
     def begin(self) -> int:
         if self.has_died.is_set():
@@ -58,10 +60,14 @@ class _MortalDatabase:
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[Connection, None]:
         step = self._mortality.begin()
-        async with self._database.transaction() as conn:
-            yield conn
-            self._mortality.before_effect(step)
-        self._mortality.after_effect(step)
+        self._mortality.transactions += 1
+        try:
+            async with self._database.transaction() as conn:
+                yield conn
+                self._mortality.before_effect(step)
+            self._mortality.after_effect(step)
+        finally:
+            self._mortality.transactions -= 1
 
 
 class _MortalPort:

@@ -12,6 +12,7 @@ import pytest
 
 from libs.common import database as db
 from services.gateway.console.jobs import HealthSampler, TrafficBook
+from services.metering.repairs.jobs import DriftWatch
 from tests.harness.database import new_database
 from tests.harness.patience import eventually
 from tests.harness.servers import Servers
@@ -19,7 +20,7 @@ from tests.integration.standing.mortality import Mortality
 from tests.integration.standing.work import WORK, Work, Workplace, outcome_of
 
 ROOT: Final = Path(__file__).parents[3]
-ONLY_MEASURE: Final = {TrafficBook, HealthSampler}
+ONLY_MEASURE: Final = {TrafficBook, HealthSampler, DriftWatch}
 """Nothing is left half done by these: a sample that is lost is a gap in a chart."""
 MAX_STEPS: Final = 60
 
@@ -41,8 +42,9 @@ async def run(work: Work, place: Workplace, mortality: Mortality) -> None:
     tasks = [asyncio.ensure_future(loop()) for loop in work.start(place, mortality)]
 
     async def is_over() -> bool:
+        is_done = await place.rows.fetchval(work.is_done)
         ended = any(task.done() for task in tasks)
-        return ended or mortality.has_died.is_set() or await place.rows.fetchval(work.is_done)
+        return ended or mortality.has_died.is_set() or (is_done and not mortality.transactions)
 
     try:
         await eventually(is_over, within_s=20)
