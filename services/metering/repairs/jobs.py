@@ -176,7 +176,9 @@ class DriftWatch:
             try:
                 await self.run_once()
                 pause_s = max(pause_s, (clock() - began_at) * (1 / DRIFT_SHARE - 1))
-            except DatabaseUnavailable:
+            except DatabaseUnavailable as error:
+                # Again and again with a database that is well: the look takes too long, and drift is left to doctor.
+                log.warning("drift_look_failed", error=error.detail)
                 await self._database.wait_until_up()
             await asyncio.sleep(pause_s)
 
