@@ -57,8 +57,9 @@ test: $(ENVIRONMENT_IS_CURRENT) ## Run the tests, with servers of their own; one
 smoke: $(ENVIRONMENT_IS_CURRENT) ## The fault tests that are short enough for every commit
 	@$(PYTHON) -m pytest tests/faults -m smoke
 
+# The files with the most scenarios begin, so that both workers end together.
 faults: $(ENVIRONMENT_IS_CURRENT) ## All fault tests, with what they measured: kills, freezes, cuts, floods (half an hour)
-	@$(PYTHON) -m pytest tests/faults -rA --show-capture=stdout
+	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile -rA --show-capture=stdout tests/faults
 
 bench: $(BENCHES:%=bench-%) ## Measure beside the peers, half an hour; one: make bench-gateway (accept, events, ingest, holds...)
 
