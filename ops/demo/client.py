@@ -13,6 +13,7 @@ from libs.common.ids import new_id
 PATIENCE_S: Final = 30.0
 POLL_S: Final = 0.3  # a free user may ask a hundred times in a quarter of an hour
 _AGAIN: Final = {502, 503, 504}
+_LONGEST_PAUSE_S: Final = 2.0
 
 T = TypeVar("T")
 
@@ -85,16 +86,19 @@ class Client:
 def _patiently(attempt: Callable[[], httpx.Response]) -> httpx.Response:
     deadline = time.monotonic() + PATIENCE_S
     while True:
+        pause_s = 0.3
         try:
             response = attempt()
             if response.status_code not in _AGAIN and not _is_in_flight(response):
                 return response
             reason = f"{response.status_code}: {response.text[:200]}"
+            # As told: every try counts towards the limit of requests, which a quicker one would use up meanwhile.
+            pause_s = min(float(response.headers.get("Retry-After", pause_s)), _LONGEST_PAUSE_S)
         except httpx.TransportError as error:
             reason = f"{type(error).__name__}: {error}"
         if time.monotonic() > deadline:
             raise DemoFailure(f"no answer within {PATIENCE_S:g} s; the last was {reason}")
-        time.sleep(0.3)
+        time.sleep(pause_s)
 
 
 def _is_in_flight(response: httpx.Response) -> bool:

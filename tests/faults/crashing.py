@@ -33,7 +33,7 @@ POINTS: Final[Mapping[str, Point]] = {
         service="agents", when="before", function="services.agents.runs.operations:finish_run"
     ),
     "between the settlement and its commit": Point(
-        service="metering", when="after", function="services.metering.operations:settle_hold"
+        service="metering", when="after", function="services.metering.operations:settle_holds"
     ),
     "between the commit and the ack": Point(
         service="metering", when="before", function="aio_pika.message:IncomingMessage.ack"
