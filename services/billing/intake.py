@@ -5,8 +5,7 @@ Guards: a 200 leaves only after the commit that holds the event; a forgery touch
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 from starlette.responses import Response
@@ -14,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from libs.common.database import Database, DatabaseUnavailable
 from libs.common.errors import VentureError
+from libs.common.together import Together
 from services.billing import operations
 from services.billing.domain import BillingDisabled
 from services.billing.webhook import ForgedWebhook, WebhookEvent, check_signature, parse_event
@@ -27,77 +27,33 @@ PATIENCE_S: Final = 4.0
 _RECEIVED: Final = b'{"received":true}'
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Waiting:
+class Delivery(NamedTuple):
     event: WebhookEvent
     signed_at: int
-    stored: asyncio.Future[None]
 
 
 class Intake:
-    """Commits deliveries in groups: while one commit is on its way, those that arrive form the next.
-
-    One writer per process; a commit costs the same for one row as for a hundred, and Stripe sends them in parallel.
-    """
+    """Commits deliveries in groups, one at a time; Stripe sends them in parallel."""
 
     def __init__(self, database: Database, *, wake: Callable[[], None]) -> None:
         self._database = database
         self._wake = wake
-        self._waiting: list[_Waiting] = []
-        self._arrived = asyncio.Event()
+        self._together = Together(self._record, most=MAX_BATCH)
 
     async def store(self, event: WebhookEvent, *, signed_at: int) -> None:
         """Return once the event is committed, or was before; raises WebhookOutOfTime, DatabaseUnavailable."""
-        stored = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(event=event, signed_at=signed_at, stored=stored))
-        self._arrived.set()
         try:
             async with asyncio.timeout(PATIENCE_S):
-                await stored
+                await self._together.ask(Delivery(event, signed_at))
         except TimeoutError as error:
             raise DatabaseUnavailable("The event could not be stored in time.") from error
 
-    async def run(self) -> None:
-        while True:
-            await self._arrived.wait()
-            batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-            if not self._waiting:
-                self._arrived.clear()
-            # Whoever gave up waiting is delivered again: storing it now would only hold up the others.
-            await self._write([one for one in batch if not one.stored.done()])
-
-    async def _write(self, batch: Sequence[_Waiting]) -> None:
-        if not batch:
-            return
-        try:
-            async with self._database.transaction() as conn:
-                outcomes = await operations.record_events(conn, [(one.event, one.signed_at) for one in batch])
-        except Exception as error:  # noqa: BLE001 - an edge: each delivery is answered with what became of it
-            await self._fail(batch, error)
-            return
-        for one, outcome in zip(batch, outcomes, strict=True):
-            _answer(one, outcome if isinstance(outcome, VentureError) else None)
+    async def _record(self, deliveries: Sequence[Delivery]) -> Sequence[bool | VentureError]:
+        async with self._database.transaction() as conn:
+            outcomes = await operations.record_events(conn, deliveries)
         if any(outcome is True for outcome in outcomes):
             self._wake()
-
-    async def _fail(self, batch: Sequence[_Waiting], error: Exception) -> None:
-        """A database that is away fails them all; what one event alone is to blame for fails that one alone."""
-        if len(batch) == 1 or isinstance(error, DatabaseUnavailable):
-            for one in batch:
-                _answer(one, error)
-            return
-        log.warning("webhook_batch_taken_apart", size=len(batch), error=type(error).__name__)
-        for one in batch:
-            await self._write([one])
-
-
-def _answer(waiting: _Waiting, error: Exception | None) -> None:
-    if waiting.stored.done():  # the wait was given up, or its connection is gone
-        return
-    if error is None:
-        waiting.stored.set_result(None)
-    else:
-        waiting.stored.set_exception(error)
+        return outcomes
 
 
 class WebhookEndpoint:

@@ -80,7 +80,7 @@ async def build(
             name="billing",
             app=backbone.edge(WebhookEndpoint(app, intake, secrets=settings.webhook_secrets, is_live=settings.is_live)),
             health_app=backbone.health_app(checks),
-            common_loops=[*backbone.common_loops, *([intake.run] if intake is not None else [])],
+            common_loops=backbone.common_loops,
             worker_loops=[*backbone.worker_loops, *own_loops],
         )
 

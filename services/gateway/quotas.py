@@ -1,7 +1,12 @@
-"""Quota at metering: held before something is made, given back if it was not. Nothing is decided here."""
+"""Quota at metering: held before something is made, given back if it was not. Nothing is decided here.
+
+Asks that arrive while a call is under way share the next one: a crowd costs metering a few calls, and each a verdict of
+its own. A shared call hangs in the trace of the ask that waited longest.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 from uuid import UUID
 
 import orjson
@@ -9,18 +14,32 @@ import structlog
 from fastapi import Response
 
 from libs.common.errors import Unavailable
+from libs.common.telemetry import current_traceparent
+from libs.common.together import Together
 from services.gateway.domain import Identity
 from services.gateway.upstreams import Upstream, UpstreamUnavailable
 
 log = structlog.get_logger(__name__)
 
+LANES: Final = 2
 _JSON: Final = {"content-type": "application/json"}
+_GRANTED: Final = 201
+_FORBIDDEN: Final = 403
+_EXHAUSTED: Final = 429
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ask:
+    hold_id: UUID
+    content: Mapping[str, Any]
+    traceparent: str | None
 
 
 class Quotas:
     def __init__(self, metering: Upstream, *, upgrade_url: str) -> None:
         self._metering = metering
         self._upgrade_url = upgrade_url
+        self._together = Together(self._ask_metering, lanes=LANES, name=lambda ask: ask.hold_id)
 
     async def hold(
         self, identity: Identity, hold_id: UUID, amounts: Mapping[str, int], *, features: Sequence[str] = ()
@@ -29,15 +48,29 @@ class Quotas:
 
         `features` are what the plan must include beside the amounts.
         """
-        ask = orjson.dumps({"hold_id": str(hold_id), "amounts": dict(amounts), "features": list(features)})
-        response = await self._metering.call("POST", "/internal/holds", identity=identity, content=ask, headers=_JSON)
-        if response.is_success:
+        content = {"hold_id": hold_id, "user_id": identity.user_id, "amounts": dict(amounts), "features": [*features]}
+        ask = _Ask(hold_id=hold_id, content=content, traceparent=current_traceparent())
+        verdict = await self._together.ask(ask)
+        status: int = verdict["status"]
+        if status == _GRANTED:
             return None
-        if response.status_code not in {403, 429}:
+        if status not in {_FORBIDDEN, _EXHAUSTED}:
             raise UpstreamUnavailable("The metering service did not decide.", retry_after_s=2)
-        refusal = {**response.json(), "upgrade_url": self._upgrade_url}
-        headers = {"Retry-After": response.headers.get("retry-after", "60")} if response.status_code == 429 else {}  # noqa: PLR2004
-        return Response(orjson.dumps(refusal), response.status_code, headers, media_type="application/problem+json")
+        refusal = {**verdict["body"], "upgrade_url": self._upgrade_url}
+        headers = {"Retry-After": str(verdict.get("retry_after_s", 60))} if status == _EXHAUSTED else {}
+        return Response(orjson.dumps(refusal), status, headers, media_type="application/problem+json")
+
+    async def _ask_metering(self, asks: Sequence[_Ask]) -> Sequence[Mapping[str, Any]]:
+        first = asks[0].traceparent
+        response = await self._metering.call(
+            "POST",
+            "/internal/holds/together",
+            content=orjson.dumps({"asks": [ask.content for ask in asks]}),
+            headers={**_JSON, "traceparent": first} if first else _JSON,
+        )
+        if not response.is_success:
+            raise UpstreamUnavailable("The metering service did not decide.", retry_after_s=2)
+        return response.json()["answers"]
 
     async def release(self, identity: Identity, hold_id: UUID) -> None:
         """Give back what was not used. If this fails, too, metering sweeps it."""

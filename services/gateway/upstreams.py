@@ -73,7 +73,7 @@ class Upstream:
         sent = {**(headers or {}), "authorization": f"Bearer {self._token(user)}"}
         traceparent = current_traceparent()
         if traceparent:
-            sent["traceparent"] = traceparent
+            sent.setdefault("traceparent", traceparent)
         try:
             response = await self._client.request(
                 method,

@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
 from uuid import UUID
 
 import httpx
@@ -17,6 +16,7 @@ from libs.common.backbone import Backbone, open_backbone
 from libs.common.clock import Clock, system_clock
 from libs.common.database import Connection
 from libs.common.health import Check
+from libs.common.lanes import Lanes
 from libs.common.plans import load_plans
 from libs.common.process import Loop, Service
 from services.gateway.accounts.api import AccountRoutes
@@ -70,12 +70,9 @@ from services.gateway.runs.streams import RunStreams
 from services.gateway.sessions import OwnSessions, Sessions, StandingCache, Standings
 from services.gateway.settings import Settings
 from services.gateway.sse import StreamSlots
-from services.gateway.straight import Straight
+from services.gateway.straight import lanes
 from services.gateway.switches.state import Switches
 from services.gateway.upstreams import Name, Upstream, open_upstream
-
-# Below the 5 s in which every answer is promised.
-PROJECT_TIMEOUT: Final = httpx.Timeout(4.0, connect=1.0, pool=1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,11 +208,13 @@ async def _open_upstreams(stack: AsyncExitStack, settings: Settings) -> dict[Nam
 
 def _routes(settings: Settings, *, backbone: Backbone, live: _Live, checks: list[Check], sign_in: _SignIn) -> ASGIApp:
     """All public routes, without the gate in front of them."""
-    secret = settings.service_token_secret.get_secret_value()
-    upstreams, agents = live.upstreams, live.upstreams["agents"]
+    upstreams, agents, database = live.upstreams, live.upstreams["agents"], backbone.database
     quotas = Quotas(upstreams["metering"], upgrade_url=f"{settings.frontend_url.rstrip('/')}/pricing")
-    database = backbone.database
     streams = RunStreams(agents=agents, feed=live.feed, heads=live.run_heads, database=database, stopping=live.stopping)
+    answers = Answers(database, secret=settings.service_token_secret.get_secret_value())
+    runs = RunRoutes(
+        database=database, quotas=quotas, claims=answers.claims, agents=agents, streams=streams, slots=live.slots
+    )
     app = backbone.new_app(checks, openapi_url="/openapi.json")
     app.router.routes.append(mounted(sign_in.app))
     for routes in (
@@ -230,9 +229,9 @@ def _routes(settings: Settings, *, backbone: Backbone, live: _Live, checks: list
         ),
         ExportRoutes(database=database, upstreams=upstreams, quotas=quotas),
         # Before the runs: /v1/runs/export is no run of that id.
-        PassedRoutes(upstreams=upstreams, quotas=quotas, answers=Answers(database, secret=secret)),
-        RunRoutes(database=database, quotas=quotas, agents=agents, streams=streams, slots=live.slots),
-        ApiKeyRoutes(database=database, answers=Answers(database, secret=secret)),
+        PassedRoutes(upstreams=upstreams, quotas=quotas, answers=answers),
+        runs,
+        ApiKeyRoutes(database=database, answers=answers),
         AdminRoutes(database=database, switches=live.switches, upstreams=upstreams),
         ActRoutes(database=database, upstreams=upstreams),
         QueueRoutes(live.queues),
@@ -243,12 +242,12 @@ def _routes(settings: Settings, *, backbone: Backbone, live: _Live, checks: list
     ):
         app.include_router(routes.router())
     describe(app, auth=sign_in.app if isinstance(sign_in.app, FastAPI) else None)
-    return Straight(app, upstreams=upstreams)
+    return Lanes(app, [runs.lane(), *lanes(upstreams)])
 
 
 async def _sign_in_by_project(stack: AsyncExitStack, settings: Settings, backbone: Backbone) -> _SignIn:
     client = await stack.enter_async_context(
-        httpx.AsyncClient(base_url=settings.supabase_url, timeout=PROJECT_TIMEOUT, follow_redirects=False)
+        httpx.AsyncClient(base_url=settings.supabase_url, timeout=Project.TIMEOUT, follow_redirects=False)
     )
     project = Project(
         client,

@@ -23,8 +23,12 @@ async def on_entitlements_changed(event: EntitlementsChanged, conn: Connection) 
 
 
 async def on_run_requested(event: RunRequested, conn: Connection, *, plans: Plans) -> None:
-    if await operations.confirm_hold(conn, plans, hold_id=event.run_id, user_id=event.user_id):
-        log.warning("hold_reopened", hold_id=str(event.run_id))
+    await on_runs_requested([event], conn, plans=plans)
+
+
+async def on_runs_requested(events: Sequence[RunRequested], conn: Connection, *, plans: Plans) -> None:
+    for hold_id in await operations.confirm_holds(conn, plans, {event.run_id: event.user_id for event in events}):
+        log.warning("hold_reopened", hold_id=str(hold_id))
 
 
 async def on_run_finished(event: RunFinished, conn: Connection, *, plans: Plans) -> None:
@@ -67,7 +71,11 @@ async def on_user_deleted(event: UserDeleted, conn: Connection) -> None:
 def subscriptions(plans: Plans) -> Sequence[Subscription]:
     return (
         Subscription(event=EntitlementsChanged, handler=on_entitlements_changed),
-        Subscription(event=RunRequested, handler=partial(on_run_requested, plans=plans)),
+        Subscription(
+            event=RunRequested,
+            handler=partial(on_run_requested, plans=plans),
+            many=partial(on_runs_requested, plans=plans),
+        ),
         Subscription(
             event=RunFinished,
             handler=partial(on_run_finished, plans=plans),

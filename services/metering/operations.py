@@ -26,6 +26,7 @@ from services.metering.domain import (
     FeatureNotIncluded,
     Hold,
     HoldConflict,
+    HoldState,
     Metric,
     QuotaExceeded,
 )
@@ -106,21 +107,35 @@ async def release_hold(conn: Connection, *, hold_id: UUID, user_id: UUID) -> Non
 
 
 async def confirm_hold(conn: Connection, plans: Plans, *, hold_id: UUID, user_id: UUID) -> bool:
-    """Bind a hold to its accepted run; True if it had been given back before and is held again.
+    """Bind a hold to its accepted run; True if it had been given back before and is held again."""
+    return bool(await confirm_holds(conn, plans, {hold_id: user_id}))
+
+
+async def confirm_holds(conn: Connection, plans: Plans, runs: Mapping[UUID, UUID]) -> list[UUID]:
+    """The same for the runs of several users; return the holds that had been given back and are held again.
 
     A hold nobody knows (a restored backup) is recorded without amounts, so that the run still settles once.
     """
-    hold = await queries.lock_hold(conn, hold_id)
-    if hold is None:
-        account = await accounts.get_account(conn, plans, str(user_id))
-        if account.erased_as is not None:
-            return False
-        hold = await _record_hold(conn, account, hold_id=hold_id, user_id=user_id)
-    _require_owner(hold, user_id)
-    transition = domain.confirm(hold)
-    if transition is not None:
+    holds = await queries.lock_holds(conn, sorted(runs))
+    reopened: list[UUID] = []
+    held: list[UUID] = []
+    for hold_id, user_id in runs.items():
+        hold = holds.get(hold_id) or await _record_unknown(conn, plans, hold_id=hold_id, user_id=user_id)
+        if hold is None:
+            continue
+        _require_owner(hold, user_id)
+        transition = domain.confirm(hold)
+        if transition is None:
+            continue
+        if hold.state is HoldState.HELD:
+            held.append(hold_id)
+            continue
         await _apply(conn, hold, transition)
-    return transition is not None and bool(transition.held)
+        if transition.held:
+            reopened.append(hold_id)
+    if held:
+        await queries.confirm_holds(conn, held)
+    return reopened
 
 
 async def settle_hold(conn: Connection, plans: Plans, settlement: Settlement) -> None:
@@ -242,6 +257,13 @@ async def _take(
 async def _apply(conn: Connection, hold: Hold, transition: domain.Transition) -> None:
     await queries.mark_hold(conn, hold.id, transition)
     await queries.change_counters(conn, hold, held=transition.held)
+
+
+async def _record_unknown(conn: Connection, plans: Plans, *, hold_id: UUID, user_id: UUID) -> Hold | None:
+    account = await accounts.get_account(conn, plans, str(user_id))
+    if account.erased_as is not None:
+        return None
+    return await _record_hold(conn, account, hold_id=hold_id, user_id=user_id)
 
 
 async def _record_hold(conn: Connection, account: Account, *, hold_id: UUID, user_id: UUID) -> Hold:

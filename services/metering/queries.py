@@ -129,6 +129,16 @@ async def extend_hold(conn: Connection, hold_id: UUID, amounts: Amounts) -> Hold
     return _hold(row)
 
 
+async def confirm_holds(conn: Connection, hold_ids: Sequence[UUID]) -> None:
+    """Let locked holds that are held live as long as a run may."""
+    await conn.execute(
+        """
+        UPDATE metering.holds SET confirmed_at = now(), expires_at = now() + interval '24 hours' WHERE id = ANY($1)
+        """,
+        list(hold_ids),
+    )
+
+
 async def mark_hold(conn: Connection, hold_id: UUID, transition: Transition) -> None:
     await conn.execute(
         """

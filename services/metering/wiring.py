@@ -10,6 +10,7 @@ from libs.common.clock import Clock, system_clock
 from libs.common.database import Database
 from libs.common.events.gateway import RunRequested
 from libs.common.health import Check, Finding, at_most
+from libs.common.lanes import Lanes
 from libs.common.plans import Plans, load_plans
 from libs.common.process import Service
 from services.metering import queries
@@ -60,11 +61,13 @@ async def build(
             Check(name="usage_drift", probe=lambda: _check_drift(drift), runbook="usage-drift", warns_only=True),
         ]
         app = backbone.new_app(checks)
-        for routes in (HoldRoutes, ReportRoutes, IngestRoutes, RepairRoutes):
+        holds = HoldRoutes(backbone.database, plans)
+        app.include_router(holds.router())
+        for routes in (ReportRoutes, IngestRoutes, RepairRoutes):
             app.include_router(routes(backbone.database, plans).router())
         yield Service(
             name="metering",
-            app=backbone.edge(app),
+            app=backbone.edge(Lanes(app, holds.lanes())),
             health_app=backbone.health_app(checks),
             common_loops=backbone.common_loops,
             worker_loops=(*backbone.worker_loops, sweeper.run, drift.run, LedgerWatch(backbone.database, plans).run),

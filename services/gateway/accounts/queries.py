@@ -20,6 +20,18 @@ async def find_profile(conn: Connection, user_id: UUID) -> dict[str, Any] | None
     return dict(row) if row is not None else None
 
 
+async def find_profiles(conn: Connection, user_ids: Sequence[UUID]) -> dict[UUID, Mapping[str, Any]]:
+    """What a prompt may tell of each user."""
+    rows = await conn.fetch(
+        """
+        SELECT user_id, name, role, vertical, stack, tone, risk_tolerance, kpi_focus, perspective, company_context
+        FROM public.user_profiles WHERE user_id = ANY($1)
+        """,
+        list(user_ids),
+    )
+    return {UUID(int=row["user_id"].int): dict(row) for row in rows}
+
+
 async def update_profile(conn: Connection, user_id: UUID, changes: Mapping[str, Any]) -> None:
     await conn.execute(
         """

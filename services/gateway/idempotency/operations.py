@@ -1,17 +1,18 @@
-"""Claiming keys: one transaction, handed in."""
+"""Claiming keys: one statement, handed a connection."""
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
-from libs.common.database import Connection
-from libs.common.errors import Invalid
+from libs.common.database import Connection, Record
+from libs.common.errors import Invalid, VentureError
 from libs.common.ids import new_id
 from services.gateway.domain import IdempotencyKeyInFlight, IdempotencyKeyReused
 from services.gateway.idempotency import queries
+from services.gateway.idempotency.queries import Asked
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -40,11 +41,18 @@ def unclaimed() -> Claim:
     return Claim(resource_id=new_id())
 
 
-async def claim_key(conn: Connection, *, user_id: UUID, key: str, request_hash: bytes) -> Claim:
-    """Raises IdempotencyKeyReused for another body under the key, IdempotencyKeyInFlight while the first one works."""
-    row = await queries.claim_key(conn, user_id=user_id, key=key, request_hash=request_hash, resource_id=new_id())
+async def claim_keys(conn: Connection, asked: Sequence[Asked]) -> list[Claim | VentureError]:
+    """The verdict on each: a claim, or why there is none.
+
+    IdempotencyKeyReused is for another body under the key, IdempotencyKeyInFlight for while the first one works.
+    """
+    rows = await queries.claim_keys(conn, asked)
+    return [_verdict(rows[one.user_id, one.key], one.request_hash) for one in asked]
+
+
+def _verdict(row: Record, request_hash: bytes) -> Claim | VentureError:
     if row["request_hash"] != request_hash:
-        raise IdempotencyKeyReused("This Idempotency-Key was used with another request body.")
+        return IdempotencyKeyReused("This Idempotency-Key was used with another request body.")
     if row["response_status"] is not None:
         return Claim(
             resource_id=row["resource_id"],
@@ -53,5 +61,7 @@ async def claim_key(conn: Connection, *, user_id: UUID, key: str, request_hash: 
             replay_headers=row["response_headers"] or {},
         )
     if not row["is_mine"]:
-        raise IdempotencyKeyInFlight("A request with this Idempotency-Key is still being worked on; try again shortly.")
+        return IdempotencyKeyInFlight(
+            "A request with this Idempotency-Key is still being worked on; try again shortly."
+        )
     return Claim(resource_id=row["resource_id"])

@@ -1,6 +1,7 @@
 """SQL of idempotency keys."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 from uuid import UUID
 
 from libs.common.database import Connection, Record
@@ -10,48 +11,67 @@ STUCK_AFTER_S = 15
 KEPT_S = 86_400
 
 
-async def claim_key(conn: Connection, *, user_id: UUID, key: str, request_hash: bytes, resource_id: UUID) -> Record:
-    """Claim the key or take over a claim whose holder died; return the row, `is_mine` telling which.
+class Asked(NamedTuple):
+    user_id: UUID
+    key: str
+    request_hash: bytes
+    resource_id: UUID
+    """The id to make the resource under if the key is new."""
 
-    One statement: of two requests at the same instant one inserts, the other waits for it and reads its row.
+
+class Kept(NamedTuple):
+    user_id: UUID
+    key: str
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+
+async def claim_keys(conn: Connection, asked: Sequence[Asked]) -> dict[tuple[UUID, str], Record]:
+    """Claim the keys or take over claims whose holder died; return the rows, `is_mine` telling which.
+
+    One statement: of two requests at the same instant one inserts, the other waits for it and reads its row. No key
+    may be asked for twice.
     """
-    row = await conn.fetchrow(
+    rows = await conn.fetch(
         """
         INSERT INTO gateway.idempotency_keys AS k (user_id, key, request_hash, resource_id)
-        VALUES ($1, $2, $3, $4)
+        SELECT user_id, key, request_hash, resource_id
+        FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[]) AS asked(user_id, key, request_hash, resource_id)
+        -- In one order for all who claim several, so that nobody deadlocks.
+        ORDER BY user_id, key
         -- ON CONFLICT closes the race of two requests with one key; it also locks the row for whoever takes it over.
         ON CONFLICT (user_id, key) DO UPDATE
         SET claimed_at = CASE
                 WHEN k.response_status IS NULL AND k.request_hash = excluded.request_hash
                      AND k.claimed_at < now() - make_interval(secs => $5)
                 THEN now() ELSE k.claimed_at END
-        RETURNING request_hash, resource_id, response_status, response_body, response_headers,
+        RETURNING user_id, key, request_hash, resource_id, response_status, response_body, response_headers,
                   claimed_at = now() AS is_mine
         """,
-        user_id,
-        key,
-        request_hash,
-        resource_id,
+        [one.user_id for one in asked],
+        [one.key for one in asked],
+        [one.request_hash for one in asked],
+        [one.resource_id for one in asked],
         STUCK_AFTER_S,
     )
-    if row is None:
-        raise RuntimeError("the claim returned no row")
-    return row
+    return {(UUID(int=row["user_id"].int), row["key"]): row for row in rows}
 
 
-async def store_response(
-    conn: Connection, *, user_id: UUID, key: str, status: int, body: bytes, headers: Mapping[str, str] | None = None
-) -> None:
+async def store_responses(conn: Connection, kept: Sequence[Kept]) -> None:
     await conn.execute(
         """
-        UPDATE gateway.idempotency_keys SET response_status = $3, response_body = $4, response_headers = $5
-        WHERE user_id = $1 AND key = $2
+        UPDATE gateway.idempotency_keys AS k
+        SET response_status = kept.status, response_body = kept.body, response_headers = kept.headers
+        FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::bytea[], $5::jsonb[])
+            AS kept(user_id, key, status, body, headers)
+        WHERE (k.user_id, k.key) = (kept.user_id, kept.key)
         """,
-        user_id,
-        key,
-        status,
-        body,
-        dict(headers or {}),
+        [one.user_id for one in kept],
+        [one.key for one in kept],
+        [one.status for one in kept],
+        [one.body for one in kept],
+        [dict(one.headers) for one in kept],
     )
 
 

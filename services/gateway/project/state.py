@@ -35,6 +35,9 @@ _CACHE_SIZE: Final = 10_000
 class Project:
     """The project's API as the gateway uses it: key set, whose token is this, delete this user."""
 
+    TIMEOUT: Final = httpx.Timeout(4.0, connect=1.0, pool=1.0)
+    """For the client that is handed in: below the 5 s in which every answer is promised."""
+
     def __init__(self, client: httpx.AsyncClient, *, anon_key: str, service_role_key: str) -> None:
         self.client = client
         self._anon_key = anon_key

@@ -6,23 +6,28 @@ from uuid import UUID
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.types import Scope
 
 from libs.common.clock import iso_millis
 from libs.common.database import Database
 from libs.common.errors import Invalid, Unavailable
+from libs.common.lanes import JsonLane, Lane, header
+from libs.common.telemetry import current_traceparent
 from services.gateway import sse
 from services.gateway.domain import Identity
 from services.gateway.idempotency import operations as keys
-from services.gateway.idempotency import queries as key_queries
 from services.gateway.idempotency.operations import Claim
+from services.gateway.idempotency.state import Claims
 from services.gateway.metered import METERED
 from services.gateway.quotas import Quotas
-from services.gateway.runs import operations, queries
-from services.gateway.runs.domain import RunInput, RunNotFound, not_started_yet, token_bound
+from services.gateway.runs import queries
+from services.gateway.runs.domain import Acceptance, RunInput, RunNotFound, not_started_yet, token_bound
+from services.gateway.runs.state import Acceptances
 from services.gateway.runs.streams import RunStreams
 from services.gateway.sessions import CurrentIdentity
 from services.gateway.upstreams import Upstream, pass_back
 
+RUNS: Final = "/v1/runs"
 MAX_WAIT_S: Final = 60
 _WAIT: Final = re.compile(r"(?:^|[,;\s])wait=(\d{1,4})")
 
@@ -31,20 +36,39 @@ IdempotencyKey = Annotated[str | None, Header()]
 
 class RunRoutes:
     def __init__(
-        self, *, database: Database, quotas: Quotas, agents: Upstream, streams: RunStreams, slots: sse.StreamSlots
+        self,
+        *,
+        database: Database,
+        quotas: Quotas,
+        claims: Claims,
+        agents: Upstream,
+        streams: RunStreams,
+        slots: sse.StreamSlots,
     ) -> None:
         self._database = database
         self._quotas = quotas
+        self._claims = claims
+        self._acceptances = Acceptances(database)
         self._agents = agents
         self._streams = streams
         self._slots = slots
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["runs"])
-        router.add_api_route("/v1/runs", self.create, methods=["POST"], status_code=202, response_model=None)
+        router.add_api_route(RUNS, self.create, methods=["POST"], status_code=202, response_model=None)
         router.add_api_route("/v1/runs/{run_id}", self.read, methods=["GET"], response_model=None)
         router.add_api_route("/v1/runs/{run_id}/events", self.events, methods=["GET"], response_model=None)
         return router
+
+    def lane(self) -> Lane:
+        async def create(scope: Scope, content: bytes, body: RunInput) -> Response | None:
+            identity = scope["state"].get("identity")
+            if not isinstance(identity, Identity):
+                return None
+            key, prefer = header(scope, b"idempotency-key"), header(scope, b"prefer").decode("latin-1")
+            return await self._create(identity, content, body, key=key.decode("latin-1") or None, prefer=prefer)
+
+        return JsonLane(path=RUNS, model=RunInput, serve=create)
 
     async def create(
         self,
@@ -55,7 +79,12 @@ class RunRoutes:
         prefer: Annotated[str, Header()] = "",
     ) -> Response:
         """Accept a run once: claim the key, hold what it can use at most, record the acceptance, answer 202."""
-        claim = await self._claim(request, identity, idempotency_key)
+        return await self._create(identity, await request.body(), body, key=idempotency_key, prefer=prefer)
+
+    async def _create(
+        self, identity: Identity, content: bytes, body: RunInput, *, key: str | None, prefer: str
+    ) -> Response:
+        claim = await self._claim(identity, content, key)
         if claim.replay is not None:
             return Response(claim.replay, claim.replay_status, media_type="application/json")
         try:
@@ -63,32 +92,28 @@ class RunRoutes:
             features = METERED["POST /v1/runs"].features
             refusal = await self._quotas.hold(identity, claim.resource_id, amounts, features=features)
         except Unavailable:
-            await self._give_back(identity, idempotency_key)
+            await self._give_back(identity, key)
             raise
         if refusal is not None:
-            await self._give_back(identity, idempotency_key)
+            await self._give_back(identity, key)
             return refusal
         # From here on a crash or an unknown commit leaves a hold nobody confirms, which metering sweeps.
-        async with self._database.transaction() as conn:
-            answer = await operations.accept_run(
-                conn, user_id=identity.user_id, run_id=claim.resource_id, body=body, key=idempotency_key
-            )
-        return await self._answer(identity, claim.resource_id, answer, prefer)
+        run = Acceptance(
+            run_id=claim.resource_id, user_id=identity.user_id, body=body, key=key, traceparent=current_traceparent()
+        )
+        return await self._answer(identity, run.run_id, await self._acceptances.accept(run), prefer)
 
-    async def _claim(self, request: Request, identity: Identity, key: str | None) -> Claim:
+    async def _claim(self, identity: Identity, content: bytes, key: str | None) -> Claim:
         if key is None:
             return keys.unclaimed()
         keys.check_key(key)
-        request_hash = keys.hash_request("POST", "/v1/runs", await request.body())
-        async with self._database.statement() as conn:
-            return await keys.claim_key(conn, user_id=identity.user_id, key=key, request_hash=request_hash)
+        request_hash = keys.hash_request("POST", RUNS, content)
+        return await self._claims.claim(user_id=identity.user_id, key=key, request_hash=request_hash)
 
     async def _give_back(self, identity: Identity, key: str | None) -> None:
         """Let the same request be tried again at once, under the same id: a hold it may have got is found again."""
-        if key is None:
-            return
-        async with self._database.statement() as conn:
-            await key_queries.give_back_key(conn, user_id=identity.user_id, key=key)
+        if key is not None:
+            await self._claims.give_back(user_id=identity.user_id, key=key)
 
     async def _answer(self, identity: Identity, run_id: UUID, answer: bytes, prefer: str) -> Response:
         wait = _WAIT.search(prefer.lower())

@@ -1,5 +1,6 @@
 """What a run request is, what it may cost at most, and the shapes clients rely on. Pure."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
@@ -41,6 +42,17 @@ class RunInput(Input):
     template_id: UUID | None = None
     context: dict[str, JsonValue] = Field(default_factory=dict)
     max_output_tokens: Annotated[int, Field(ge=1, le=8_192)] = DEFAULT_OUTPUT_TOKENS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acceptance:
+    """A run that is held for and now becomes a promise; its answer is kept under `key` if there is one."""
+
+    run_id: UUID
+    user_id: UUID
+    body: RunInput
+    key: str | None
+    traceparent: str | None
 
 
 def token_bound(body: RunInput) -> int:

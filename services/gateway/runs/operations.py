@@ -1,7 +1,7 @@
-"""Writes of runs: claiming a key, and accepting."""
+"""Writes of runs: accepting."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
-from uuid import UUID
 
 import orjson
 
@@ -10,17 +10,23 @@ from libs.common.database import Connection
 from libs.common.events.gateway import RunRequested
 from services.gateway.accounts import queries as accounts
 from services.gateway.idempotency import queries as keys
-from services.gateway.runs.domain import RunInput, accepted
+from services.gateway.idempotency.queries import Kept
+from services.gateway.runs.domain import Acceptance, accepted
 
 
-async def accept_run(conn: Connection, *, user_id: UUID, run_id: UUID, body: RunInput, key: str | None) -> bytes:
-    """Record the acceptance: the request in the outbox, and the answer under its key. Return the answer's bytes."""
-    profile = await accounts.find_profile(conn, user_id)
-    await outbox.add(conn, _requested(user_id, run_id, body, profile or {}))
-    answer = orjson.dumps(accepted(run_id))
-    if key is not None:
-        await keys.store_response(conn, user_id=user_id, key=key, status=202, body=answer)
-    return answer
+async def accept_runs(conn: Connection, runs: Sequence[Acceptance]) -> list[bytes]:
+    """Record the acceptances: the requests in the outbox, and the answers under their keys. Return the answers."""
+    profiles = await accounts.find_profiles(conn, [run.user_id for run in runs])
+    await outbox.add_traced(conn, [(_requested(run, profiles.get(run.user_id)), run.traceparent) for run in runs])
+    answers = [orjson.dumps(accepted(run.run_id)) for run in runs]
+    kept = [
+        Kept(run.user_id, run.key, status=202, body=answer, headers={})
+        for run, answer in zip(runs, answers, strict=True)
+        if run.key is not None
+    ]
+    if kept:
+        await keys.store_responses(conn, kept)
+    return answers
 
 
 _PROMPT_FIELDS = (
@@ -36,11 +42,12 @@ _PROMPT_FIELDS = (
 )
 
 
-def _requested(user_id: UUID, run_id: UUID, body: RunInput, profile: dict[str, Any]) -> RunRequested:
+def _requested(run: Acceptance, profile: Mapping[str, Any] | None) -> RunRequested:
+    body, profile = run.body, profile or {}
     return RunRequested(
-        event_id=run_id,  # the acceptance is found by the run's id, and a second one under it is impossible
-        run_id=run_id,
-        user_id=user_id,
+        event_id=run.run_id,  # the acceptance is found by the run's id, and a second one under it is impossible
+        run_id=run.run_id,
+        user_id=run.user_id,
         task=body.task,
         agent_type=body.agent_type,
         model=body.model,

@@ -10,7 +10,7 @@ TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER_SPAN = 0x00F067AA0BA902B7
 WANTED = {
     ("gateway", "POST /v1/runs"),
-    ("metering", "POST /internal/holds"),
+    ("metering", "POST /internal/holds/together"),
     ("agents", "consume agents.gateway.run_requested.v1"),
     ("metering", "consume metering.gateway.run_requested.v1"),
     ("metering", "consume metering.agents.run_finished.v1"),

@@ -1,5 +1,6 @@
 """The whole service: its HTTP routes as the gateway calls them, and its events through the broker."""
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +24,49 @@ async def post_hold(metering: RunningService, user_id: UUID, hold_id: UUID, **am
         json={"hold_id": str(hold_id), "amounts": amounts},
         headers=service_headers("metering", user_id=user_id),
     )
+
+
+async def test_asks_brought_together_get_the_answers_they_would_get_alone(
+    metering: RunningService, user_id: UUID
+) -> None:
+    other, repeated = new_id(), new_id()
+
+    def ask(user: UUID, hold_id: UUID, features: Sequence[str] = (), **amounts: int) -> dict[str, Any]:
+        return {"hold_id": str(hold_id), "user_id": str(user), "amounts": amounts, "features": [*features]}
+
+    asks = [
+        ask(user_id, repeated, runs=1),
+        ask(user_id, new_id(), runs=50),
+        ask(other, new_id(), runs=50),
+        ask(other, new_id(), wishes=1),
+        ask(user_id, repeated, runs=1),
+        ask(other, new_id(), ["auto_suggest"], runs=1),
+    ]
+    told = await metering.client.post(
+        "/internal/holds/together", json={"asks": asks}, headers=service_headers("metering")
+    )
+    assert told.status_code == 200, told.text
+    answers = told.json()["answers"]
+    assert [answer["status"] for answer in answers] == [201, 429, 201, 422, 201, 403]
+    assert answers[0] == answers[4]
+    assert answers[0]["body"].keys() == {"hold_id", "expires_at", "amounts"}
+    alone = await post_hold(metering, user_id, new_id(), runs=50)
+    assert {**alone.json(), "trace_id": None} == {**answers[1]["body"], "trace_id": None}
+    assert str(answers[1]["retry_after_s"]) == alone.headers["retry-after"] == "60"
+
+
+async def test_nobody_but_the_gateway_brings_asks_together(metering: RunningService, user_id: UUID) -> None:
+    asks = {"asks": [{"hold_id": str(new_id()), "user_id": str(user_id), "amounts": {"runs": 1}}]}
+    for headers in (
+        service_headers("metering", user_id=user_id),
+        {"Authorization": f"Bearer {service_tokens.mint(SERVICE_TOKEN_SECRET, issuer='agents', audience='metering')}"},
+    ):
+        refused = await metering.client.post("/internal/holds/together", json=asks, headers=headers)
+        assert refused.status_code == 403, refused.text
+    malformed = await metering.client.post(
+        "/internal/holds/together", json={"asks": []}, headers=service_headers("metering")
+    )
+    assert malformed.status_code == 422
 
 
 async def get(metering: RunningService, user_id: UUID, path: str) -> Any:

@@ -1,0 +1,114 @@
+"""The few busiest routes, past the framework's routing, dependencies and layers. Pure ASGI.
+
+A lane serves what is plainly in order. Everything else (a body that does not validate, somebody who is not signed in)
+goes on to the route of the same name with the request as it came, and so is refused exactly as by that route.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, Protocol, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from libs.common.errors import VentureError
+from libs.common.http import problem
+
+_JSON: Final = b"application/json"
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+class Lane(Protocol):
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def path(self) -> str:
+        """What metrics and the log call the request by, as well."""
+        ...
+
+    async def answer(self, scope: Scope, body: bytes) -> Response | None:
+        """The answer, or None if the route is to give it. Raises VentureError."""
+        ...
+
+
+class Lanes:
+    def __init__(self, app: ASGIApp, lanes: Sequence[Lane]) -> None:
+        self._app = app
+        self._lanes: Mapping[tuple[str, str], Lane] = {(lane.method, lane.path): lane for lane in lanes}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        lane = self._lanes.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if lane is None:
+            await self._app(scope, receive, send)
+            return
+        body = b""
+        try:
+            body = await _read(receive)
+            response = await lane.answer(scope, body)
+        except _HungUp:
+            return
+        except VentureError as error:
+            response = problem(error)
+        if response is None:
+            await self._app(scope, _again(body, receive), send)
+            return
+        scope["route"] = lane
+        await response(scope, receive, send)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JsonLane(Generic[Body]):
+    """A body of JSON that is what `model` says, for `serve`."""
+
+    method: str = "POST"
+    path: str
+    model: type[Body]
+    serve: Callable[[Scope, bytes, Body], Awaitable[Response | None]]
+
+    async def answer(self, scope: Scope, body: bytes) -> Response | None:
+        if header(scope, b"content-type").partition(b";")[0].strip().lower() != _JSON:
+            return None
+        try:
+            # The framework's own parser, so that both ways take the same for JSON.
+            read = self.model.model_validate(json.loads(body))
+        except (ValidationError, ValueError, RecursionError):
+            return None
+        return await self.serve(scope, body, read)
+
+
+def header(scope: Scope, name: bytes) -> bytes:
+    """The first of this name; empty if there is none."""
+    return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+class _HungUp(Exception):
+    """The client is gone, and not all of its request has come."""
+
+
+async def _read(receive: Receive) -> bytes:
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise _HungUp
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """The request once more, whole; after it whatever the client still does."""
+    is_told = False
+
+    async def receive_again() -> Message:
+        nonlocal is_told
+        if is_told:
+            return await receive()
+        is_told = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive_again

@@ -1,0 +1,123 @@
+"""Work that costs less together: what is asked for while some is under way is done next, at once.
+
+A commit costs the same for one row as for a hundred, and so does a call of another service. Nothing waits for company:
+who comes alone is served at once, and only a crowd shares.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+import structlog
+
+from libs.common.errors import Unavailable
+
+log = structlog.get_logger(__name__)
+
+MOST: Final = 128
+
+Ask = TypeVar("Ask")
+Verdict = TypeVar("Verdict")
+
+
+class _Waiting(NamedTuple):
+    ask: Any
+    answer: "asyncio.Future[Any]"
+
+
+class Together(Generic[Ask, Verdict]):
+    """`work` gets asks in their order and returns a verdict for each; a verdict that is an exception is raised.
+
+    `most` bounds what is done at once, counted by `weigh`. `lanes` is how many batches are under way at a time: with
+    two, one waits for the disk while the next is being decided. Asks with the same `name` never share a batch.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Sequence[Ask]], Awaitable[Sequence[Verdict | Exception]]],
+        *,
+        most: int = MOST,
+        lanes: int = 1,
+        weigh: Callable[[Ask], int] = lambda _: 1,
+        name: Callable[[Ask], Hashable] = id,
+    ) -> None:
+        self._work = work
+        self._most = most
+        self._max_lanes = lanes
+        self._weigh = weigh
+        self._name = name
+        self._line: deque[_Waiting] = deque()
+        self._lanes: set[asyncio.Task[None]] = set()
+        self.waiting = 0
+        """The weight of what is in line."""
+
+    def put(self, ask: Ask) -> "asyncio.Future[Verdict]":
+        """Get in line. Whoever cancels the future before its turn is passed over."""
+        answer: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._line.append(_Waiting(ask, answer))
+        self.waiting += self._weigh(ask)
+        if len(self._lanes) < self._max_lanes:
+            lane = asyncio.create_task(self._serve())
+            self._lanes.add(lane)
+            lane.add_done_callback(self._lanes.discard)
+        return answer
+
+    async def ask(self, ask: Ask) -> Verdict:
+        """Raises the ask's own verdict, or what went wrong with the batch it was part of."""
+        return await self.put(ask)
+
+    async def _serve(self) -> None:
+        while self._line:
+            batch = self._next()
+            if batch:
+                await self._do(batch)
+
+    async def _do(self, batch: Sequence[_Waiting]) -> None:
+        try:
+            verdicts = await self._work([one.ask for one in batch])
+        except Exception as error:  # noqa: BLE001 - an edge: whoever asked is told, each for themself
+            if len(batch) == 1 or isinstance(error, Unavailable):
+                for one in batch:
+                    _tell(one, error)
+                return
+            # One of them cannot be done, and must not take the others with it.
+            log.warning("batch_taken_apart", size=len(batch), error=type(error).__name__)
+            for one in batch:
+                await self._do([one])
+            return
+        for one, verdict in zip(batch, verdicts, strict=True):
+            _tell(one, verdict)
+
+    def _next(self) -> list[_Waiting]:
+        """Those that waited longest; one whose name is in this batch already waits for the next."""
+        batch: list[_Waiting] = []
+        repeated: list[_Waiting] = []
+        names: set[Hashable] = set()
+        weight = 0
+        while self._line:
+            one = self._line[0]
+            more = self._weigh(one.ask)
+            if batch and weight + more > self._most:
+                break
+            self._line.popleft()
+            if one.answer.done():  # who asked has gone
+                self.waiting -= more
+            elif (name := self._name(one.ask)) in names:
+                repeated.append(one)
+            else:
+                names.add(name)
+                batch.append(one)
+                weight += more
+        self.waiting -= weight
+        self._line.extendleft(reversed(repeated))
+        return batch
+
+
+def _tell(waiting: _Waiting, verdict: Any) -> None:
+    if waiting.answer.done():  # who asked has gone in the meantime
+        return
+    if isinstance(verdict, Exception):
+        waiting.answer.set_exception(verdict)
+    else:
+        waiting.answer.set_result(verdict)

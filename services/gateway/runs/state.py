@@ -1,0 +1,22 @@
+"""Acceptances that arrive while a commit is under way share the next one: the disk is waited for once for all."""
+
+from collections.abc import Sequence
+
+from libs.common.database import Database
+from libs.common.together import Together
+from services.gateway.runs import operations
+from services.gateway.runs.domain import Acceptance
+
+
+class Acceptances:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._together = Together(self._accept, lanes=2, name=lambda run: run.run_id)
+
+    async def accept(self, run: Acceptance) -> bytes:
+        """The answer's bytes, once the acceptance is committed."""
+        return await self._together.ask(run)
+
+    async def _accept(self, runs: Sequence[Acceptance]) -> list[bytes]:
+        async with self._database.transaction() as conn:
+            return await operations.accept_runs(conn, runs)
