@@ -1,5 +1,7 @@
 """The whole house for a comparison: a stack of its own, people on the largest plan, and what it spends."""
 
+import os
+import signal
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -49,6 +51,14 @@ class House:
         }
         body = orjson.dumps({"task": "Plan a launch", "max_output_tokens": 500})
         return as_bytes("POST", "/v1/runs", headers=headers, body=body)
+
+    @contextmanager
+    def standing_still(self, service: str) -> Generator[None, None, None]:
+        os.kill(self.stack.pid(service), signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.stack.pid(service), signal.SIGCONT)
 
     async def is_quiet(self) -> bool:
         """Nothing runs and nothing is held any more: the next contender has the machine to itself."""

@@ -7,7 +7,7 @@ answered, and what was under way comes to its own end, as it does for one who hu
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import structlog
 from starlette.types import Message, Send
@@ -20,49 +20,61 @@ ANSWER_WITHIN_S: Final = 4.8
 """Of the 5 s that are promised; a single call of a service may take 4.5."""
 
 T = TypeVar("T")
-_unattended: Final[set[asyncio.Task[Any]]] = set()
-"""What was given up and is not at its end; the event loop alone would not keep it."""
 
 
 class NoAnswerInTime(Unavailable):
     code = "gateway.no_answer_in_time"
 
 
+class _Heard:
+    """The way to the one who asked: open to the work until its time is over, and then to the refusal alone."""
+
+    def __init__(self, send: Send, refuse: Callable[[NoAnswerInTime, Send], Awaitable[None]]) -> None:
+        self._send = send
+        self._refuse = refuse
+        self._has_begun = False
+        self.refusal: asyncio.Task[None] | None = None
+
+    async def send(self, message: Message) -> None:
+        if self.refusal is None:
+            self._has_begun = True
+            await self._send(message)
+
+    def give_up(self) -> None:
+        if not self._has_begun:
+            self.refusal = asyncio.create_task(self._say_so())
+
+    async def _say_so(self) -> None:
+        error = NoAnswerInTime("What this needs does not answer; try again.", retry_after_s=2)
+        await self._refuse(error, self._send)
+
+
 async def in_time(
     work: Callable[[Send], Awaitable[T]],
     send: Send,
     *,
+    refuse: Callable[[NoAnswerInTime, Send], Awaitable[None]],
     clear_up: Callable[[], None],
     within_s: float = ANSWER_WITHIN_S,
-) -> T:
-    """What the work returns. Raises NoAnswerInTime if it has not begun to answer by then; after that nobody hears it.
+) -> T | None:
+    """What the work returns, None if nobody heard it: it had not begun to answer in time, and `refuse` answered.
 
-    `clear_up` is called when work that was given up has come to its end.
+    `clear_up` is called when such work has come to its end. A timer, and no task for the work: that alone was a tenth
+    of a read.
     """
-    has_begun = is_given_up = False
-
-    async def heard(message: Message) -> None:
-        nonlocal has_begun
-        if not is_given_up:
-            has_begun = True
-            await send(message)
-
-    task = asyncio.ensure_future(work(heard))
+    heard = _Heard(send, refuse)
+    timer = asyncio.get_running_loop().call_later(within_s, heard.give_up)
     try:
-        await asyncio.wait({task}, timeout=within_s)
-        if has_begun or task.done():
-            return await task
-    except asyncio.CancelledError:
-        task.cancel()
-        raise
-    is_given_up = True
-    _unattended.add(task)
-    task.add_done_callback(lambda ended: _end(ended, clear_up))
-    raise NoAnswerInTime("What this needs does not answer; try again.", retry_after_s=2)
-
-
-def _end(task: asyncio.Task[Any], clear_up: Callable[[], None]) -> None:
-    _unattended.discard(task)
-    clear_up()
-    if not task.cancelled() and (error := task.exception()) is not None:
+        result = await work(heard.send)
+    except Exception as error:
+        if heard.refusal is None:
+            raise
         log.info("unattended_work_failed", error=type(error).__name__)
+        result = None
+    finally:
+        timer.cancel()
+    if heard.refusal is None:
+        return result
+    clear_up()
+    await heard.refusal
+    return None

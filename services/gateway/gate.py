@@ -16,7 +16,7 @@ from services.gateway.api_keys.domain import PREFIX, ScopeMissing, allows
 from services.gateway.api_keys.state import ApiKeyCache
 from services.gateway.auth.errors import render, translate
 from services.gateway.auth.tokens import ApiKeys
-from services.gateway.deadlines import NoAnswerInTime, in_time
+from services.gateway.deadlines import in_time
 from services.gateway.domain import AccountBanned, Identity, InvalidAccessToken, RateLimited, SignInRequired
 from services.gateway.limited.state import LimitedRequests
 from services.gateway.limits import Limit, RateLimiter, Verdict, headers_of
@@ -97,15 +97,12 @@ class Gate:
         if not _is_bounded(scope, path):
             told = await self._pass(scope, path, receive, send)
         else:
-            try:
-                told = await in_time(
-                    lambda heard: self._pass(scope, path, receive, heard),
-                    send,
-                    clear_up=lambda: drop_detached(scope),
-                )
-            except NoAnswerInTime as error:
-                await problem(error)(scope, receive, send)
-                return
+            told = await in_time(
+                lambda heard: self._pass(scope, path, receive, heard),
+                send,
+                refuse=lambda error, told: problem(error)(scope, receive, told),
+                clear_up=lambda: drop_detached(scope),
+            )
         if told is not None:
             await run_detached(scope, receive, told)
 

@@ -36,7 +36,7 @@ POINTS: Final[Mapping[str, Point]] = {
         service="metering", when="after", function="services.metering.operations:settle_holds"
     ),
     "between the commit and the ack": Point(
-        service="metering", when="before", function="aio_pika.message:IncomingMessage.ack"
+        service="metering", when="before", function="aiormq.channel:Channel.basic_ack"
     ),
     "between the publish and the mark": Point(service="agents", when="before", function="libs.common.outbox:mark_sent"),
     "between the webhook's row and its answer": Point(

@@ -10,11 +10,12 @@ from contextlib import suppress
 from typing import Any, Final
 
 import orjson
+from aiormq.abc import DeliveredMessage
 
 from libs.common import database as db
 from libs.common import inbox, outbox
 from libs.common.broker import BrokerPublisher, Consumer, Subscription, consumer, open_publisher
-from libs.common.broker.lane import Lane
+from libs.common.broker.lane import Lane, Message
 from libs.common.broker.publisher import BrokerUnavailable, Unroutable
 from libs.common.database import Connection
 from libs.common.events import Event
@@ -36,14 +37,12 @@ async def _everything_is_new(_conn: Connection, events: list[Event]) -> set[Any]
 class EarlyAck(Lane):
     """Acks what arrives and works on it afterwards."""
 
-    async def _arrive(self, message: Any) -> None:
-        await message.ack()
-        message.ack = _already
-        await super()._arrive(message)
+    async def _arrive(self, delivered: DeliveredMessage) -> None:
+        await delivered.channel.basic_ack(delivered.delivery_tag or 0)
+        await super()._arrive(delivered)
 
-
-async def _already(*_args: Any, **_kwargs: Any) -> None:
-    return
+    async def _ack(self, message: Message, *, and_all_before: bool = False) -> None:  # noqa: ARG002
+        return
 
 
 class Cursor:

@@ -10,13 +10,14 @@ reason, and while the database is away messages wait where they are instead of b
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import structlog
-from aio_pika.abc import AbstractConnection, AbstractIncomingMessage, AbstractQueue
+from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
+from aiormq.abc import AbstractChannel, DeliveredMessage
 from opentelemetry.trace import Span, SpanKind
 
 from libs.common import inbox
@@ -57,11 +58,20 @@ class Subscription:
     wake: Callable[[], None] | None = None
 
 
+class Message(NamedTuple):
+    """What came from the broker. `tag` names it on the channel it came by."""
+
+    tag: int
+    message_id: str | None
+    headers: Mapping[str, Any]
+    body: bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Delivery:
     """A message that could be read, in the trace of whoever caused it."""
 
-    message: AbstractIncomingMessage
+    message: Message
     event: Event
     span: Span
     started: float
@@ -82,9 +92,9 @@ class Lane:
         self._service = service
         self._database = database
         self._publisher = publisher
-        self._queue: AbstractQueue | None = None
-        self._tag = ""
-        self._arrived: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
+        self._channel: AbstractChannel | None = None
+        self._consumer_tag = ""
+        self._arrived: asyncio.Queue[Message | None] = asyncio.Queue()
         self._batch = BATCH if subscription.many is None else MANY_BATCH
         self.name = topology.queue_name(service, subscription.event.type)
         self.lost: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -94,13 +104,13 @@ class Lane:
         """Declare the queue and start to receive from it."""
         channel = await connection.channel(publisher_confirms=False)
         channel.close_callbacks.add(self._lose)
-        underlay = await channel.get_underlay_channel()
-        underlay.on_consumer_cancel_callbacks.add(self._lose)
-        self._queue = await topology.declare_subscription(
-            channel, consumer=self._service, event_type=self._subscription.event.type
-        )
+        self._channel = await channel.get_underlay_channel()
+        self._channel.on_consumer_cancel_callbacks.add(self._lose)
+        await topology.declare_subscription(channel, consumer=self._service, event_type=self._subscription.event.type)
         await channel.set_qos(prefetch_count=2 * self._batch)  # the next batch is here while this one commits
-        self._tag = await self._queue.consume(self._arrive)
+        # Straight from the driver's channel: aio-pika makes an object of its own and a second task of each message.
+        consuming = await self._channel.basic_consume(self.name, self._arrive)
+        self._consumer_tag = consuming.consumer_tag or ""
 
     async def run(self) -> None:
         """Settle what arrives, until `stop`. Raises what the connection breaks with: the broker then delivers again."""
@@ -115,21 +125,33 @@ class Lane:
 
     async def stop(self) -> None:
         """Receive nothing more; `run` returns once what has arrived is settled."""
-        if self._queue is not None:
+        if self._channel is not None:
             try:
-                await self._queue.cancel(self._tag)
+                await self._channel.basic_cancel(self._consumer_tag)
             except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
                 log.info("consumer_cancel_failed", queue=self.name, error=type(error).__name__)
         self._arrived.put_nowait(None)
 
-    async def _arrive(self, message: AbstractIncomingMessage) -> None:
+    async def _arrive(self, delivered: DeliveredMessage) -> None:
+        properties = delivered.header.properties
+        message = Message(
+            tag=delivered.delivery_tag or 0,
+            message_id=properties.message_id,
+            headers=properties.headers or {},
+            body=delivered.body,
+        )
         self._arrived.put_nowait(message)
+
+    async def _ack(self, message: Message, *, and_all_before: bool = False) -> None:
+        if self._channel is None:
+            raise RuntimeError("nothing can have come by a channel that was never opened")
+        await self._channel.basic_ack(message.tag, multiple=and_all_before)
 
     def _lose(self, *_why: Any) -> None:
         if not self.lost.done():
             self.lost.set_result(None)
 
-    async def _settle(self, messages: Sequence[AbstractIncomingMessage]) -> None:
+    async def _settle(self, messages: Sequence[Message]) -> None:
         """Bring each message to its end: done, duplicate, retried or parked."""
         deliveries = [it for message in messages if (it := await self._read(message)) is not None]
         while len(deliveries) > 1:
@@ -140,7 +162,7 @@ class Lane:
         for delivery in deliveries:
             await self._settle_alone(delivery)
 
-    async def _read(self, message: AbstractIncomingMessage) -> Delivery | None:
+    async def _read(self, message: Message) -> Delivery | None:
         """The message as an event; what cannot be read is parked at once."""
         traceparent = message.headers.get("traceparent")
         span = start_span(
@@ -155,7 +177,7 @@ class Lane:
         except MalformedEvent as error:
             with in_span(span, end_on_exit=True):
                 outcome = await self._park(message, reason=error.code, error=error)
-                await message.ack()
+                await self._ack(message)
                 self._tell(message, outcome, started)
             return None
         return Delivery(message=message, event=event, span=span, started=started)
@@ -189,7 +211,7 @@ class Lane:
         if handled and self._subscription.wake is not None:
             self._subscription.wake()
         # All that came before on this channel is acked: this takes the batch and nothing else.
-        await max(deliveries, key=lambda it: it.message.delivery_tag or 0).message.ack(multiple=True)
+        await self._ack(max((it.message for it in deliveries), key=lambda it: it.tag), and_all_before=True)
         done = set(handled)
         for delivery in deliveries:
             with in_span(delivery.span, end_on_exit=True):
@@ -199,7 +221,7 @@ class Lane:
     async def _settle_alone(self, delivery: Delivery) -> None:
         with in_span(delivery.span, end_on_exit=True):
             outcome = await self._end(delivery)
-            await delivery.message.ack()
+            await self._ack(delivery.message)
             self._tell(delivery.message, outcome, delivery.started)
 
     async def _end(self, delivery: Delivery) -> str:
@@ -232,11 +254,11 @@ class Lane:
             self._subscription.wake()
         return "done"
 
-    def _tell(self, message: AbstractIncomingMessage, outcome: str, started: float) -> None:
+    def _tell(self, message: Message, outcome: str, started: float) -> None:
         log_handled(queue=self.name, outcome=outcome, message_id=str(message.message_id))
         MESSAGES.labels(self.name, outcome).observe(time.perf_counter() - started)
 
-    async def _retry_later(self, message: AbstractIncomingMessage, error: Exception) -> str:
+    async def _retry_later(self, message: Message, error: Exception) -> str:
         attempt = _attempt(message)
         rung = min(attempt, len(topology.RETRY_DELAYS_S)) - 1
         await self._publish(
@@ -247,7 +269,7 @@ class Lane:
         )
         return "retried"
 
-    async def _park(self, message: AbstractIncomingMessage, *, reason: str, error: Exception) -> str:
+    async def _park(self, message: Message, *, reason: str, error: Exception) -> str:
         await self._publish(
             message,
             exchange=topology.home_exchange(self._service),
@@ -262,9 +284,7 @@ class Lane:
         log.error("message_parked", queue=self.name, reason=reason, message_id=message.message_id)
         return "parked"
 
-    async def _publish(
-        self, message: AbstractIncomingMessage, *, exchange: str, routing_key: str, headers: dict[str, Any]
-    ) -> None:
+    async def _publish(self, message: Message, *, exchange: str, routing_key: str, headers: dict[str, Any]) -> None:
         """Publish before the ack, for as long as it takes: during an alarm the message waits in hand, uncounted."""
         while True:
             try:
@@ -292,7 +312,7 @@ def parse(body: bytes, *, expected: type[Event]) -> Event:
     return expected.from_envelope(envelope)
 
 
-def _attempt(message: AbstractIncomingMessage) -> int:
+def _attempt(message: Message) -> int:
     value = message.headers.get(ATTEMPT_HEADER, 1)
     return value if isinstance(value, int) and value > 0 else 1
 
