@@ -48,7 +48,12 @@ class Quotas:
 
         `features` are what the plan must include beside the amounts.
         """
-        content = {"hold_id": hold_id, "user_id": identity.user_id, "amounts": dict(amounts), "features": [*features]}
+        content = {
+            "hold_id": hold_id,
+            "user_id": identity.user_id,
+            "amounts": {str(metric): amount for metric, amount in amounts.items()},
+            "features": [*features],
+        }
         ask = _Ask(hold_id=hold_id, content=content, traceparent=current_traceparent())
         verdict = await self._together.ask(ask)
         status: int = verdict["status"]

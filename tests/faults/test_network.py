@@ -7,7 +7,7 @@ from typing import Any, Final, LiteralString
 
 import pytest
 
-from tests.faults.clients import ANSWER_WITHIN_S, Record, while_working
+from tests.faults.clients import ANSWER_WITHIN_S, UNLIMITED, Record, while_working
 from tests.faults.edges import Edge, open_house_behind_proxies
 from tests.faults.fault_proxy import Fault, FaultProxy
 from tests.faults.oracle import violations
@@ -49,6 +49,7 @@ async def test_a_broken_way_bounds_every_answer_and_loses_nothing(behind: Behind
         return not await violations(fetch)
 
     async with house.person() as ada, house.person() as bob, house.person() as eve:
+        await house.place.database.execute(UNLIMITED, [ada.id, bob.id, eve.id])
 
         async def works() -> bool:
             return (await ada.client.get("/v1/usage")).status_code == 200
