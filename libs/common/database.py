@@ -44,6 +44,7 @@ _INFRASTRUCTURE: Final = (
     asyncpg.DeadlockDetectedError,
     asyncpg.LockNotAvailableError,
     asyncpg.ObjectNotInPrerequisiteStateError,  # the database takes no connections: a restored one is put in its place
+    asyncpg.InvalidCatalogNameError,  # whoever connects in the moment of that exchange is told that there is none
     asyncpg.InvalidAuthorizationSpecificationError,
     ConnectionError,
     TimeoutError,

@@ -49,8 +49,8 @@ class Quotas:
         `features` are what the plan must include beside the amounts.
         """
         content = {
-            "hold_id": hold_id,
-            "user_id": identity.user_id,
+            "hold_id": str(hold_id),
+            "user_id": str(identity.user_id),
             "amounts": {str(metric): amount for metric, amount in amounts.items()},
             "features": [*features],
         }
