@@ -16,6 +16,9 @@ from libs.common.errors import Unavailable
 log = structlog.get_logger(__name__)
 
 MOST: Final = 128
+HELP_AFTER_S: Final = 0.05
+"""Longer than a commit or a call takes, so that a second lane means that the first one hangs. By bench.accept, with
+eight who ask: 1.1 ms of the gateway's processor an acceptance instead of 1.6, and 1.0 of metering's instead of 1.5."""
 
 Ask = TypeVar("Ask")
 Verdict = TypeVar("Verdict")
@@ -29,8 +32,9 @@ class _Waiting(NamedTuple):
 class Together(Generic[Ask, Verdict]):
     """`work` gets asks in their order and returns a verdict for each; a verdict that is an exception is raised.
 
-    `most` bounds what is done at once, counted by `weigh`. `lanes` is how many batches are under way at a time: with
-    two, one waits for the disk while the next is being decided. Asks with the same `name` never share a batch.
+    `most` bounds what is done at once, counted by `weigh`. `lanes` is how many batches may be under way at a time, and
+    `help_after_s` how long something waits before another lane opens for it: the longer, the larger the batches, and
+    one that hangs holds nobody up for longer. Asks with the same `name` never share a batch.
     """
 
     def __init__(
@@ -39,12 +43,15 @@ class Together(Generic[Ask, Verdict]):
         *,
         most: int = MOST,
         lanes: int = 1,
+        help_after_s: float = 0,
         weigh: Callable[[Ask], int] = lambda _: 1,
         name: Callable[[Ask], Hashable] = id,
     ) -> None:
         self._work = work
         self._most = most
         self._max_lanes = lanes
+        self._help_after_s = help_after_s
+        self._help: asyncio.TimerHandle | None = None
         self._weigh = weigh
         self._name = name
         self._line: deque[_Waiting] = deque()
@@ -57,15 +64,24 @@ class Together(Generic[Ask, Verdict]):
         answer: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         self._line.append(_Waiting(ask, answer))
         self.waiting += self._weigh(ask)
-        if len(self._lanes) < self._max_lanes:
-            lane = asyncio.create_task(self._serve())
-            self._lanes.add(lane)
-            lane.add_done_callback(self._lanes.discard)
+        if not self._lanes or not self._help_after_s:
+            self._open_lane()
+        elif self._help is None and len(self._lanes) < self._max_lanes:
+            self._help = asyncio.get_running_loop().call_later(self._help_after_s, self._open_lane)
         return answer
 
     async def ask(self, ask: Ask) -> Verdict:
         """Raises the ask's own verdict, or what went wrong with the batch it was part of."""
         return await self.put(ask)
+
+    def _open_lane(self) -> None:
+        if self._help is not None:
+            self._help.cancel()
+            self._help = None
+        if self._line and len(self._lanes) < self._max_lanes:
+            lane = asyncio.create_task(self._serve())
+            self._lanes.add(lane)
+            lane.add_done_callback(self._lanes.discard)
 
     async def _serve(self) -> None:
         while self._line:

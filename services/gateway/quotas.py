@@ -15,13 +15,13 @@ from fastapi import Response
 
 from libs.common.errors import Unavailable
 from libs.common.telemetry import current_traceparent
-from libs.common.together import Together
+from libs.common.together import HELP_AFTER_S, Together
 from services.gateway.domain import Identity
 from services.gateway.upstreams import Upstream, UpstreamUnavailable
 
 log = structlog.get_logger(__name__)
 
-LANES: Final = 2
+LANES: Final = 4
 _JSON: Final = {"content-type": "application/json"}
 _GRANTED: Final = 201
 _FORBIDDEN: Final = 403
@@ -39,7 +39,9 @@ class Quotas:
     def __init__(self, metering: Upstream, *, upgrade_url: str) -> None:
         self._metering = metering
         self._upgrade_url = upgrade_url
-        self._together = Together(self._ask_metering, lanes=LANES, name=lambda ask: ask.hold_id)
+        self._together = Together(
+            self._ask_metering, lanes=LANES, help_after_s=HELP_AFTER_S, name=lambda ask: ask.hold_id
+        )
 
     async def hold(
         self, identity: Identity, hold_id: UUID, amounts: Mapping[str, int], *, features: Sequence[str] = ()

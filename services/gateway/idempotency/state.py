@@ -15,12 +15,13 @@ from fastapi import Request, Response
 from libs.common.database import Connection, Database
 from libs.common.errors import Conflict, VentureError
 from libs.common.ids import new_id
-from libs.common.together import Together
+from libs.common.together import HELP_AFTER_S, Together
 from services.gateway.domain import Identity
 from services.gateway.idempotency import operations, queries
 from services.gateway.idempotency.operations import Claim
 from services.gateway.idempotency.queries import Asked, Kept
 
+LANES: Final = 4
 _NONCE_BYTES: Final = 12
 _KEPT_HEADERS: Final = frozenset({"content-type", "location", "content-disposition"})
 
@@ -47,7 +48,9 @@ class Claims:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._together = Together(self._claim, lanes=2, name=lambda asked: (asked.user_id, asked.key))
+        self._together = Together(
+            self._claim, lanes=LANES, help_after_s=HELP_AFTER_S, name=lambda asked: (asked.user_id, asked.key)
+        )
 
     async def claim(self, *, user_id: UUID, key: str, request_hash: bytes) -> Claim:
         """Raises IdempotencyKeyReused for another body under the key, IdempotencyKeyInFlight while the first works."""

@@ -1,17 +1,20 @@
 """Acceptances that arrive while a commit is under way share the next one: the disk is waited for once for all."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from libs.common.database import Database
-from libs.common.together import Together
+from libs.common.together import HELP_AFTER_S, Together
 from services.gateway.runs import operations
 from services.gateway.runs.domain import Acceptance
+
+LANES: Final = 4
 
 
 class Acceptances:
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._together = Together(self._accept, lanes=2, name=lambda run: run.run_id)
+        self._together = Together(self._accept, lanes=LANES, help_after_s=HELP_AFTER_S, name=lambda run: run.run_id)
 
     async def accept(self, run: Acceptance) -> bytes:
         """The answer's bytes, once the acceptance is committed."""

@@ -13,11 +13,15 @@ from tests.harness.patience import eventually
 class Work:
     """Doubles numbers; begins when it is let. Negative numbers are refused, zero breaks the batch it is in."""
 
-    def __init__(self, *, most: int = 128, lanes: int = 1, name: Callable[[int], object] = id) -> None:
+    def __init__(
+        self, *, most: int = 128, lanes: int = 1, help_after_s: float = 0, name: Callable[[int], object] = id
+    ) -> None:
         self.batches: list[list[int]] = []
         self.let_go = asyncio.Event()
         self.failure: Exception | None = None
-        self.together: Together[int, int] = Together(self._double, most=most, lanes=lanes, name=name)
+        self.together: Together[int, int] = Together(
+            self._double, most=most, lanes=lanes, help_after_s=help_after_s, name=name
+        )
 
     async def _double(self, asks: Sequence[int]) -> list[int | Exception]:
         self.batches.append(list(asks))
@@ -54,6 +58,19 @@ async def test_two_lanes_work_at_a_time_and_no_more() -> None:
     assert work.batches == [[1], [2]]
     work.let_go.set()
     assert await asyncio.gather(*answers) == [2, 4, 6]
+
+
+async def test_another_lane_opens_for_what_has_waited_long_enough_and_not_before() -> None:
+    work = Work(lanes=2, help_after_s=0.05)
+    answers = [work.together.put(1)]
+    await work.begun(1)
+    answers += [work.together.put(number) for number in (2, 3)]
+    assert work.batches == [[1]]
+    await work.begun(2)
+    assert work.batches == [[1], [2, 3]]
+    answers.append(work.together.put(4))  # both lanes are taken
+    work.let_go.set()
+    assert await asyncio.gather(*answers) == [2, 4, 6, 8]
 
 
 async def test_a_verdict_is_raised_to_its_own_ask_alone() -> None:
