@@ -2,10 +2,11 @@
 
 import re
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Final, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, DirectoryPath, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIN_SECRET_LENGTH: Final = 32
@@ -64,6 +65,8 @@ class CommonSettings(BaseSettings):
     host: str = "127.0.0.1"
     port: int
     metrics_port: int = 0
+    disk_path: DirectoryPath = Path("/")
+    """The disk whose free space `/metrics` tells: where the stack keeps its data. In a container, its own layer."""
     database_url: UrlWithLogin
     amqp_url: UrlWithLogin
     redis_url: UrlWithLogin

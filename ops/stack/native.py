@@ -38,7 +38,7 @@ class NativeStack:
         found = ensure_programs()
         where = self._place(values, scale, running=self._take_stock())
         engines = layout.engines(self._home, found, where)
-        others = [*layout.stand_ins(self._home, where), *layout.services(where, scale)]
+        others = [*layout.stand_ins(self._home, where), *layout.services(self._home, where, scale)]
         self._ready_supervisor([*engines, *others])
         state.save(self._home, state.State(runner="native", ports=dict(where.ports), values=dict(values)))
         changed = self._bring_up("engines", engines)
@@ -97,7 +97,7 @@ class NativeStack:
         where = Addresses(ports=remembered.ports, values=remembered.values)
         scale = {service: sum(name.startswith(f"{service}-") for name in processes) for service in SERVICES}
         engines = layout.engines(self._home, ensure_programs(), where)
-        programs = [*engines, *layout.stand_ins(self._home, where), *layout.services(where, scale)]
+        programs = [*engines, *layout.stand_ins(self._home, where), *layout.services(self._home, where, scale)]
         return {program.name: program.probe() for program in programs if processes[program.name].state in ALIVE}
 
     def _ports_of(self, program: str) -> list[int]:
