@@ -54,7 +54,7 @@ CHECK_VALUE: Final = prometheus_client.Gauge(
     ["service", "check"],
 )
 DISK_FREE: Final = prometheus_client.Gauge(
-    "venture_disk_free_bytes", "Free space on the disk where the stack keeps its data."
+    "venture_disk_free_bytes", "Free space on the fullest of the disks where the stack keeps its data."
 )
 EVENTS: Final = prometheus_client.Counter(
     "venture_events",
@@ -314,10 +314,10 @@ def _prepare_report(event: dict[str, Any], hint: Mapping[str, Any], service: str
     return scrubbed
 
 
-def serve_metrics(*, host: str, port: int, disk: Path) -> None:
+def serve_metrics(*, host: str, port: int, disks: Sequence[Path]) -> None:
     """Expose `/metrics` on a port of its own, which no gateway route leads to. Port 0 switches it off."""
     if port:
-        DISK_FREE.set_function(lambda: shutil.disk_usage(disk).free)
+        DISK_FREE.set_function(lambda: min(shutil.disk_usage(disk).free for disk in disks))
         prometheus_client.start_http_server(port, addr=host)
 
 

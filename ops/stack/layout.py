@@ -115,7 +115,10 @@ def _service(home: Home, service: str, number: int, where: Addresses) -> Program
     return Program(
         name=f"{service}-{number}",
         argv=(sys.executable, "-m", f"services.{service}.main", "all"),
-        environment={**service_environment(service, number, where), "DISK_PATH": str(home.path)},
+        environment={
+            **service_environment(service, number, where),
+            "DISK_PATHS": ",".join(str(path) for path in home.disks),
+        },
         directory=ROOT,
         inputs=source_digest("libs", f"services/{service}", "config", "uv.lock"),
         probe=http_answers(f"{where.http(port_name(service, number))}/health/ready"),
