@@ -42,8 +42,11 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack, None, None
 
 
 @pytest.fixture
-def rotation(own: Stack, capsys: pytest.CaptureFixture[str]) -> "Rotation":
-    return Rotation(own, Operator(own, capsys))
+def rotation(own: Stack, capsys: pytest.CaptureFixture[str]) -> Generator["Rotation", None, None]:
+    rotation = Rotation(own, Operator(own, capsys))
+    yield rotation
+    if rotation.scale:  # somebody who works at a second gateway would ask it for ever once it is gone
+        own.up(settings=SETTINGS)
 
 
 class Rotation:
