@@ -123,7 +123,7 @@ async def slow_answers(stack: Stack) -> AsyncGenerator[None, None]:
 
 @asynccontextmanager
 async def no_answers(stack: Stack) -> AsyncGenerator[None, None]:
-    """Metering stands still, and whoever asks for their usage is refused: one again and again."""
+    """Metering stands still, and whoever asks for their usage is refused: one person, again and again."""
     over = asyncio.Event()
     statuses: list[int] = []
     async with signed_up(stack.environment()) as person, asyncio.TaskGroup() as group:
@@ -135,7 +135,8 @@ async def no_answers(stack: Stack) -> AsyncGenerator[None, None]:
                 await asyncio.wait({ending}, timeout=0.1)
 
         with frozen(stack, "metering"):
-            group.create_task(ask_on())
+            for _ in range(3):  # while one looks whether metering is back, the others are refused at once
+                group.create_task(ask_on())
             yield
             over.set()
         assert set(statuses) == {503}, set(statuses)
