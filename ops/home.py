@@ -42,6 +42,11 @@ class Home:
         return self.path / "data"
 
     @property
+    def disks(self) -> tuple[Path, Path]:
+        """What may lie on two of them: a PostgreSQL that cannot enter the home keeps its data elsewhere."""
+        return (self.path, (self.data / "postgres").resolve())
+
+    @property
     def run(self) -> Path:
         return self.path / "run"
 

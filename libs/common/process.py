@@ -84,7 +84,7 @@ def main(
     configure_sentry(
         dsn=settings.sentry_dsn, service=service, version=settings.service_version, environment=settings.environment
     )
-    serve_metrics(host=settings.host, port=settings.metrics_port)
+    serve_metrics(host=settings.host, port=settings.metrics_port, disks=settings.disk_paths)
     try:
         uvloop.run(_run(build, settings, mode))
     except* OSError as group:

@@ -2,11 +2,12 @@
 
 import re
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Final, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, DirectoryPath, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIN_SECRET_LENGTH: Final = 32
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h: supervisors can tell a misconfiguration from a crash
@@ -49,6 +50,10 @@ def empty_as_none(value: Any) -> Any:
     return None if isinstance(value, str) and not value.strip() else value
 
 
+def split_commas(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
 Secret = Annotated[SecretStr, AfterValidator(check_secret)]
 UrlWithLogin = Annotated[SecretStr, AfterValidator(check_url_login)]
 
@@ -64,6 +69,8 @@ class CommonSettings(BaseSettings):
     host: str = "127.0.0.1"
     port: int
     metrics_port: int = 0
+    disk_paths: Annotated[tuple[DirectoryPath, ...], NoDecode, BeforeValidator(split_commas)] = (Path("/"),)
+    """Where the stack keeps its data: `/metrics` tells of the fullest of these disks. In a container, its own layer."""
     database_url: UrlWithLogin
     amqp_url: UrlWithLogin
     redis_url: UrlWithLogin

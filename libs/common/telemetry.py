@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, cast
 
@@ -52,7 +53,9 @@ CHECK_VALUE: Final = prometheus_client.Gauge(
     "What a check of /health/ready measured, in the unit its name ends with.",
     ["service", "check"],
 )
-DISK_FREE: Final = prometheus_client.Gauge("venture_disk_free_bytes", "Free space on the disk this process runs on.")
+DISK_FREE: Final = prometheus_client.Gauge(
+    "venture_disk_free_bytes", "Free space on the fullest of the disks where the stack keeps its data."
+)
 EVENTS: Final = prometheus_client.Counter(
     "venture_events",
     "Business facts told to the other services, by type and outcome where there is one.",
@@ -311,10 +314,10 @@ def _prepare_report(event: dict[str, Any], hint: Mapping[str, Any], service: str
     return scrubbed
 
 
-def serve_metrics(*, host: str, port: int) -> None:
+def serve_metrics(*, host: str, port: int, disks: Sequence[Path]) -> None:
     """Expose `/metrics` on a port of its own, which no gateway route leads to. Port 0 switches it off."""
     if port:
-        DISK_FREE.set_function(lambda: shutil.disk_usage("/").free)
+        DISK_FREE.set_function(lambda: min(shutil.disk_usage(disk).free for disk in disks))
         prometheus_client.start_http_server(port, addr=host)
 
 

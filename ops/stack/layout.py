@@ -107,15 +107,18 @@ def _mailbox(home: Home, where: Addresses) -> Program:
     )  # fmt: skip
 
 
-def services(where: Addresses, scale: Mapping[str, int]) -> list[Program]:
-    return [_service(service, number, where) for service, number in replicas(scale)]
+def services(home: Home, where: Addresses, scale: Mapping[str, int]) -> list[Program]:
+    return [_service(home, service, number, where) for service, number in replicas(scale)]
 
 
-def _service(service: str, number: int, where: Addresses) -> Program:
+def _service(home: Home, service: str, number: int, where: Addresses) -> Program:
     return Program(
         name=f"{service}-{number}",
         argv=(sys.executable, "-m", f"services.{service}.main", "all"),
-        environment=service_environment(service, number, where),
+        environment={
+            **service_environment(service, number, where),
+            "DISK_PATHS": ",".join(str(path) for path in home.disks),
+        },
         directory=ROOT,
         inputs=source_digest("libs", f"services/{service}", "config", "uv.lock"),
         probe=http_answers(f"{where.http(port_name(service, number))}/health/ready"),

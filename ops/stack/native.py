@@ -7,7 +7,7 @@ start, for going on after an interrupted one, and for applying a changed setting
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ops.engines.definitions import SERVICES
 from ops.engines.packages import ensure_programs
@@ -38,7 +38,7 @@ class NativeStack:
         found = ensure_programs()
         where = self._place(values, scale, running=self._take_stock())
         engines = layout.engines(self._home, found, where)
-        others = [*layout.stand_ins(self._home, where), *layout.services(where, scale)]
+        others = [*layout.stand_ins(self._home, where), *layout.services(self._home, where, scale)]
         self._ready_supervisor([*engines, *others])
         state.save(self._home, state.State(runner="native", ports=dict(where.ports), values=dict(values)))
         changed = self._bring_up("engines", engines)
@@ -97,7 +97,7 @@ class NativeStack:
         where = Addresses(ports=remembered.ports, values=remembered.values)
         scale = {service: sum(name.startswith(f"{service}-") for name in processes) for service in SERVICES}
         engines = layout.engines(self._home, ensure_programs(), where)
-        programs = [*engines, *layout.stand_ins(self._home, where), *layout.services(where, scale)]
+        programs = [*engines, *layout.stand_ins(self._home, where), *layout.services(self._home, where, scale)]
         return {program.name: program.probe() for program in programs if processes[program.name].state in ALIVE}
 
     def _ports_of(self, program: str) -> list[int]:
@@ -147,11 +147,18 @@ class NativeStack:
         """Start what is down or to be different, wait until all is ready, and tell what was started."""
         processes = self._supervisor.processes()
         due = [program for program in programs if not self._is_current(program, processes[program.name])]
-        self._supervisor.stop([program.name for program in due])
-        for program in due:
-            self._start(program)
-        self._await_ready(what, programs, [program.name for program in due])
+        *waves, last = in_waves(due, alive={name for name, process in processes.items() if process.state in ALIVE})
+        for wave in waves:
+            self._restart(wave)
+            self._await_ready(what, wave, [program.name for program in wave])
+        self._restart(last)
+        self._await_ready(what, programs, [program.name for program in last])
         return [program.name for program in due]
+
+    def _restart(self, programs: Sequence[Program]) -> None:
+        self._supervisor.stop([program.name for program in programs])
+        for program in programs:
+            self._start(program)
 
     def _is_current(self, program: Program, process: Process) -> bool:
         applied = self._home.run / f"{program.name}.applied"
@@ -191,6 +198,15 @@ class NativeStack:
                     f"Mend what they say and run `make up` again; what runs already keeps running. "
                     f"`make logs S={service}` shows more, `make down` stops everything."
                 )
+
+
+def in_waves(due: Sequence[Program], *, alive: Collection[str]) -> list[list[Program]]:
+    """In which order to restart: of what runs in several replicas one after the other, so that somebody answers."""
+    waves: dict[int, list[Program]] = {}
+    for program in due:
+        number = int(program.name.rpartition("-")[2]) if program.name in alive else 1
+        waves.setdefault(number, []).append(program)
+    return [waves[number] for number in sorted(waves)] or [[]]
 
 
 def _why_not(program: Program, process: Process) -> str | None:

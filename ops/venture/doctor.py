@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import redis
@@ -163,11 +164,10 @@ def _redis(desk: Desk) -> list[Row]:
 
 def _disk() -> list[Row]:
     """Where a stack beside us keeps its data; in a container, where the container's own layer lies."""
-    home = Home.of().path
-    free_gb = round(shutil.disk_usage(home if home.exists() else "/").free / 1e9, 1)
-    return [
-        _row("disk", "free_gb", "disk-full", is_ok=free_gb >= LEAST_FREE_GB, value=free_gb, threshold=LEAST_FREE_GB)
-    ]
+    disks = [path for path in Home.of().disks if path.exists()] or [Path("/")]
+    free_gb = min(shutil.disk_usage(path).free for path in disks) / 1e9
+    is_ok = free_gb >= LEAST_FREE_GB  # before rounding: the alert does not round either
+    return [_row("disk", "free_gb", "disk-full", is_ok=is_ok, value=round(free_gb, 2), threshold=LEAST_FREE_GB)]
 
 
 def failing(rows: list[Row]) -> Iterator[Row]:

@@ -32,19 +32,50 @@ def commands() -> typer.Typer:
 
 
 def jwt(
-    *, finish: Finish = False, file: File = None, dry_run: DryRun = False, yes: Yes = False, as_json: AsJson = False
+    *,
+    publish: Annotated[bool, typer.Option("--publish", help="Accept a new key everywhere before any signs.")] = False,
+    sign: Annotated[bool, typer.Option("--sign", help="After --publish: the new key signs.")] = False,
+    finish: Finish = False,
+    file: File = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
 ) -> None:
-    """The key that signs access tokens. First a new one beside the old; an hour later, with --finish, without it."""
+    """The key that signs access tokens. First a new one beside the old; an hour later, with --finish, without it.
+
+    Several gateways do not restart at one moment, and who has not would refuse the new tokens: --publish, then --sign.
+    """
+    if publish + sign + finish > 1:
+        raise Failure("One step at a time: --publish, --sign or --finish.")
 
     def change(values: Mapping[str, str]) -> dict[str, str]:
         current = json.loads(values.get("AUTH_SIGNING_KEYS") or "[]")
-        if finish and len(current) < 2:  # noqa: PLR2004 - the new one and the old
-            raise Failure("There is no old key to drop.")
-        rotated = current[:1] if finish else [*json.loads(keys.signing_keys()), *current]
+        if sign or finish:
+            rotated = _without_the_old(current) if finish else _signed_by_the_last(current)
+        else:
+            new = json.loads(keys.signing_keys())
+            rotated = [*current, *new] if publish else [*new, *current]
         return {"AUTH_SIGNING_KEYS": json.dumps(rotated)}
 
-    after = "The old key is dropped." if finish else "New tokens get the new key; `rotate jwt --finish` in an hour."
+    after = "New tokens get the new key; `rotate jwt --finish` in an hour."
+    if publish:
+        after = "The old key signs on; `rotate jwt --sign` once every gateway knows the new one."
+    if finish:
+        after = "The old key is dropped."
     _rotate(Desk(as_json=as_json, dry_run=dry_run, yes=yes), "jwt", file, change, after)
+
+
+def _without_the_old(current: Sequence[object]) -> Sequence[object]:
+    if len(current) < 2:  # noqa: PLR2004 - the new one and the old
+        raise Failure("There is no old key to drop.")
+    return current[:1]
+
+
+def _signed_by_the_last(current: Sequence[object]) -> Sequence[object]:
+    """The first of the list signs; what was published last stands at its end."""
+    if len(current) < 2:  # noqa: PLR2004 - the old one and the new
+        raise Failure("There is no new key to sign with: `rotate jwt --publish` comes first.")
+    return [current[-1], *current[:-1]]
 
 
 def service(*, file: File = None, dry_run: DryRun = False, yes: Yes = False, as_json: AsJson = False) -> None:

@@ -45,10 +45,10 @@ class Checks:
 
     async def _models(self) -> Finding:
         """A warning only: runs fall back or end as failed and unpaid, and no restart of ours mends a provider."""
-        resting = self._router.open_breakers()
+        failing = self._router.failing_providers()
         return (
-            Finding(status="failed", value=f"resting: {', '.join(resting)}")
-            if resting
+            Finding(status="failed", value=f"failing: {', '.join(failing)}")
+            if failing
             else Finding(status="ok", value="up")
         )
 

@@ -70,9 +70,8 @@ class ModelRouter:
         real = [(name, self._providers[name.provider]) for name in names if name.provider != OFFLINE]
         return PatientModel(real, retry_budget_s=self._retry_budget_s)
 
-    def open_breakers(self) -> list[str]:
-        now_s = time.monotonic()
-        return sorted(name for name, it in self._providers.items() if it.breaker.is_open(now_s=now_s))
+    def failing_providers(self) -> list[str]:
+        return sorted(name for name, it in self._providers.items() if it.breaker.is_failing)
 
 
 class PatientModel:

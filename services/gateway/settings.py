@@ -8,11 +8,7 @@ import jwt
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
-from libs.common.settings import DEMO_JWT_SECRET, CommonSettings, Secret
-
-
-def _split(value: Any) -> Any:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+from libs.common.settings import DEMO_JWT_SECRET, CommonSettings, Secret, split_commas
 
 
 def _read_groups(value: Any) -> Any:
@@ -20,7 +16,7 @@ def _read_groups(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     groups: dict[str, int] = {}
-    for part in _split(value):
+    for part in split_commas(value):
         name, _, number = part.partition("=")
         if not re.fullmatch(r"[a-z-]{1,40}", name) or not number.isdigit() or int(number) < 1:
             raise ValueError("is not a list of route groups with their limits, such as export=20,runs=60")
@@ -53,7 +49,7 @@ def _check_api_key(value: SecretStr) -> SecretStr:
 
 
 ApiKey = Annotated[Secret, AfterValidator(_check_api_key)]
-CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]
 
 
 class Settings(CommonSettings):

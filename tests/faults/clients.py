@@ -104,14 +104,15 @@ async def while_working(
 
 @asynccontextmanager
 async def people(environment: Mapping[str, str], count: int) -> AsyncGenerator[list[httpx.AsyncClient], None]:
-    """Signed-in clients of the running stack, each somebody of their own."""
+    """Signed-in clients of the running stack, each somebody of their own, at its gateways in turn."""
+    gateways = environment["GATEWAY_URLS"].split(",")
     async with AsyncExitStack() as stack:
         clients: list[httpx.AsyncClient] = []
         members: list[str] = []
-        for _ in range(count):
+        for number in range(count):
             client = await stack.enter_async_context(
                 httpx.AsyncClient(
-                    base_url=environment["GATEWAY_URL"],
+                    base_url=gateways[number % len(gateways)],
                     headers={"apikey": environment["NEXT_PUBLIC_SUPABASE_ANON_KEY"]},
                     timeout=_PATIENCE_S,
                 )

@@ -2,9 +2,11 @@
 
 import os
 import pwd
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +24,29 @@ GROWING_TABLES: Final = (
     "metering.inbox",
 )
 _SIZE: Final = "48m"
+_SIZE_OF_A_HOME: Final = "2600m"
+"""Memory is taken only by what is written: the data of a stack, and what fills the rest down to 2 GB."""
 _BLOCK: Final = bytes(65_536)
+
+
+class CannotMount(Exception):
+    """The right to mount a file system is missing."""
+
+
+@contextmanager
+def memory_disk(folder: Path, *options: str) -> Generator[None, None, None]:
+    mounted = subprocess.run(
+        ("/bin/mount", "-t", "tmpfs", "-o", ",".join(options), "venture-disk", str(folder)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode != 0:
+        raise CannotMount(mounted.stderr)
+    try:
+        yield
+    finally:
+        subprocess.run(("/bin/umount", "--lazy", str(folder)), check=True)
 
 
 @contextmanager
@@ -31,20 +55,38 @@ def small_disk(stack: Stack) -> Generator[Path, None, None]:
     owner = Path(f"/proc/{stack.pid('postgres')}").stat().st_uid
     folder = Path(pwd.getpwuid(owner).pw_dir if owner else "/tmp") / f"venture-disk-{os.getpid()}"  # noqa: S108
     folder.mkdir()
-    mount = subprocess.run(
-        ("/bin/mount", "-t", "tmpfs", "-o", f"size={_SIZE},uid={owner},mode=0700", "venture-disk", str(folder)),
-        capture_output=True,
-        check=False,
-    )
-    if mount.returncode != 0:
-        folder.rmdir()
-        pytest.skip("a disk of a few megabytes needs the right to mount one")
     try:
-        yield folder
+        with memory_disk(folder, f"size={_SIZE}", f"uid={owner}", "mode=0700"):
+            yield folder
+    except CannotMount:
+        pytest.skip("a disk of a few megabytes needs the right to mount one")
     finally:
-        subprocess.run(("/bin/umount", "--lazy", str(folder)), check=True)
         with suppress(OSError):
             folder.rmdir()
+
+
+@contextmanager
+def place_for_a_home() -> Generator[Path, None, None]:
+    """For a whole stack, on a disk with a little more than doctor wants to be free; on the usual one without the right.
+
+    Not below the folders of the test run, which PostgreSQL's user cannot enter: its data would be put elsewhere.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="venture-disk-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    try:
+        with ExitStack() as mounted:
+            with suppress(CannotMount):
+                mounted.enter_context(memory_disk(folder, f"size={_SIZE_OF_A_HOME}", "mode=0755"))
+            yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def fill_but(free: int, file: Path) -> None:
+    """Leave so many bytes free on the disk of the file, or what is free if that is less."""
+    too_much = shutil.disk_usage(file.parent).free - free
+    with file.open("wb") as out:
+        os.posix_fallocate(out.fileno(), 0, max(1, too_much))
 
 
 def fill(file: Path) -> None:

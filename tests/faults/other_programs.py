@@ -4,6 +4,8 @@ import os
 import signal
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
 
 import httpx
 
@@ -13,6 +15,14 @@ from ops.programs import script_path
 from ops.stack.stack import Stack
 from tests.faults.soak.ports import Ports
 from tests.harness.patience import eventually
+
+FAKETIME: Final = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+
+
+def with_clock(off: str) -> Callable[[str], str]:
+    """The wall clock alone: what measures durations is not changed on any machine."""
+    exports = f"export LD_PRELOAD={FAKETIME} FAKETIME={off} FAKETIME_DONT_FAKE_MONOTONIC=1 DONT_FAKE_MONOTONIC=1"
+    return lambda script: script.replace("\nexec ", f"\n{exports}\nexec ", 1)
 
 
 @asynccontextmanager

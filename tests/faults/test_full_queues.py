@@ -2,27 +2,26 @@
 
 import random
 import secrets
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import Generator
 from typing import Final
 
 import pytest
 
 from libs.common import database as db
 from libs.common import outbox
-from libs.common.broker import Consumer, Subscription, open_publisher, topology
+from libs.common.broker import Subscription, topology
 from libs.common.events.agents import RunStarted
 from libs.common.ids import new_id
 from tests.builders import an_event
 from tests.faults.verdict import chance_of, judge
 from tests.faults.worker import on_run_started
+from tests.harness.flow import a_consumer, a_relay
 from tests.harness.patience import eventually
 from tests.harness.services import Place
-from tests.harness.tasks import running
 
 ROOM: Final = 100
 EVENTS: Final = 1_000
+STARTED: Final = Subscription(event=RunStarted, handler=on_run_started)
 
 
 @pytest.fixture
@@ -32,21 +31,6 @@ def small_queues() -> Generator[None, None, None]:
     topology.MAX_QUEUE_LENGTH = ROOM  # pyright: ignore[reportConstantRedefinition]
     yield
     topology.MAX_QUEUE_LENGTH = usual  # pyright: ignore[reportConstantRedefinition]
-
-
-@asynccontextmanager
-async def a_consumer(place: Place) -> AsyncGenerator[Consumer, None]:
-    async with (
-        db.connect(place.database.url("venture_metering"), application_name="fault-sink") as database,
-        open_publisher(place.amqp_url("metering"), name="fault-sink") as publisher,
-    ):
-        yield Consumer(
-            place.amqp_url("metering"),
-            service="metering",
-            subscriptions=[Subscription(event=RunStarted, handler=on_run_started)],
-            database=database,
-            publisher=publisher,
-        )
 
 
 async def write_events(source: db.Database, chance: random.Random) -> list[str]:
@@ -80,17 +64,13 @@ async def test_what_a_full_queue_does_not_take_waits_and_is_not_lost(
     async def all_have_come() -> bool:
         return await place.database.fetchval("SELECT count(*) FROM metering.fault_effects") >= EVENTS
 
-    async with a_consumer(place) as taker, running(taker.run):  # makes the queue, and goes away again
-        await eventually(partial(_is_there, taker), within_s=30)
-    async with (
-        db.connect(place.database.url("venture_agents"), application_name="fault-source") as source,
-        open_publisher(place.amqp_url("agents"), name="fault-source") as publisher,
-        running(outbox.Relay(source, publisher, source="agents").run),
-    ):
+    async with a_consumer(place, "metering", STARTED):  # makes the queue, and goes away again
+        pass
+    async with a_relay(place, "agents") as source:
         written = await write_events(source, chance_of(seed))
         await eventually(is_refused, within_s=30)
         left = await unsent()
-        async with a_consumer(place) as taker, running(taker.run):
+        async with a_consumer(place, "metering", STARTED):
             await eventually(all_have_come, within_s=120, every_s=0.2)
             await eventually(is_empty, within_s=60, every_s=0.2)
     rows = await place.database.fetch("SELECT run_id::text AS id FROM metering.fault_effects")
@@ -105,8 +85,3 @@ async def test_what_a_full_queue_does_not_take_waits_and_is_not_lost(
     print(verdict)
     assert verdict.is_clean, str(verdict)
     assert left >= EVENTS // 2, "most of it had no room"
-
-
-async def _is_there(taker: Consumer) -> bool:
-    states = taker.states()
-    return all(name in states and states[name].consumers for name in taker.queues)

@@ -1,8 +1,6 @@
 """Poison among ten thousand messages, while the queue where it is put aside is gone: nothing is lost, nobody waits."""
 
 import secrets
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
@@ -10,19 +8,18 @@ from uuid import UUID
 import aio_pika
 import pytest
 
-from libs.common import database as db
 from libs.common import outbox
-from libs.common.broker import Consumer, ParkedMessages, Subscription, open_publisher, parked_queue, queue_name
-from libs.common.database import Connection
+from libs.common.broker import ParkedMessages, Subscription, parked_queue, queue_name
+from libs.common.database import Connection, Database
 from libs.common.errors import Invalid
 from libs.common.events.agents import RunStarted
 from libs.common.ids import new_id
 from tests.builders import an_event
 from tests.faults.verdict import chance_of, judge
 from tests.faults.worker import on_run_started
+from tests.harness.flow import a_consumer, a_relay
 from tests.harness.patience import eventually
 from tests.harness.services import Place
-from tests.harness.tasks import running
 
 EVENTS: Final = 10_000
 POISON: Final = 100
@@ -42,37 +39,10 @@ class Stomach:
         await on_run_started(event, conn)
 
 
-@asynccontextmanager
-async def a_consumer(place: Place, stomach: Stomach) -> AsyncGenerator[ParkedMessages, None]:
-    """Relay and consumer at work."""
-    async with (
-        db.connect(place.database.url("venture_agents"), application_name="fault-source") as source,
-        db.connect(place.database.url("venture_metering"), application_name="fault-sink") as sink,
-        open_publisher(place.amqp_url("agents"), name="fault-source") as sender,
-        open_publisher(place.amqp_url("metering"), name="fault-sink") as publisher,
-    ):
-        taker = Consumer(
-            place.amqp_url("metering"),
-            service="metering",
-            subscriptions=[Subscription(event=RunStarted, handler=stomach.on_run_started)],
-            database=sink,
-            publisher=publisher,
-        )
-
-        async def consuming() -> bool:
-            return QUEUE in taker.states()
-
-        async with running(taker.run):
-            await eventually(consuming, within_s=30)
-            async with running(outbox.Relay(source, sender, source="agents").run):
-                yield ParkedMessages(place.amqp_url("metering"), publisher=publisher, name="metering")
-
-
-async def write_events(place: Place, events: list[RunStarted]) -> None:
-    async with db.connect(place.database.url("venture_agents"), application_name="fault-writer") as writer:
-        for start in range(0, len(events), AT_ONCE):
-            async with writer.transaction() as conn:
-                await outbox.add(conn, *events[start : start + AT_ONCE])
+async def write_events(source: Database, events: list[RunStarted]) -> None:
+    for start in range(0, len(events), AT_ONCE):
+        async with source.transaction() as conn:
+            await outbox.add(conn, *events[start : start + AT_ONCE])
 
 
 async def delete_parked_queue(place: Place) -> None:
@@ -95,9 +65,11 @@ async def test_poison_is_put_aside_although_its_place_is_gone_and_holds_nobody_u
         rows = await place.database.fetch("SELECT run_id::text AS id FROM metering.fault_effects")
         return [row["id"] for row in rows]
 
-    async with a_consumer(place, stomach) as parked:
+    started = Subscription(event=RunStarted, handler=stomach.on_run_started)
+    async with a_consumer(place, "metering", started) as taker, a_relay(place, "agents") as source:
+        parked = ParkedMessages(place.amqp_url("metering"), publisher=taker.publisher, name="metering")
         await delete_parked_queue(place)
-        await write_events(place, events)
+        await write_events(source, events)
 
         async def is_put_aside() -> bool:
             states = await parked.states([QUEUE])

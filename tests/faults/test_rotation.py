@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import json
+from collections import Counter
 from collections.abc import AsyncGenerator, Generator, Mapping
-from typing import Any, LiteralString
+from dataclasses import dataclass, field
+from typing import Any, Final, LiteralString
 
 import httpx
 import jwt
@@ -21,9 +23,11 @@ from ops.stack.stack import Stack
 from tests.conftest import STACK_SETTINGS
 from tests.faults.clients import Record, people, while_working
 from tests.faults.oracle import violations
-from tests.harness.live import signed_up, stripe_event
+from tests.harness.live import Person, signed_up, stripe_event
 from tests.harness.operator import Operator
 from tests.harness.patience import eventually
+
+SETTINGS: Final = {**STACK_SETTINGS, "RATE_LIMIT_MAX_REQUESTS": "1000000"}
 
 
 @pytest.fixture(scope="module")
@@ -31,26 +35,30 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack, None, None
     """A stack of its own: others keep keys that end here."""
     stack = Stack(tmp_path_factory.mktemp("rotation") / "home")
     try:
-        stack.up(settings=STACK_SETTINGS)
+        stack.up(settings=SETTINGS)
         yield stack
     finally:
         stack.wipe()
 
 
 @pytest.fixture
-def rotation(own: Stack, capsys: pytest.CaptureFixture[str]) -> "Rotation":
-    return Rotation(own, Operator(own, capsys))
+def rotation(own: Stack, capsys: pytest.CaptureFixture[str]) -> Generator["Rotation", None, None]:
+    rotation = Rotation(own, Operator(own, capsys))
+    yield rotation
+    if rotation.scale:  # somebody who works at a second gateway would ask it for ever once it is gone
+        own.up(settings=SETTINGS)
 
 
 class Rotation:
     def __init__(self, stack: Stack, operator: Operator) -> None:
         self.stack = stack
         self.operator = operator
+        self.scale = ""
 
     async def apply(self, *command: str) -> None:
         """`venture rotate ...`, then `make up`; what is written down of it is which settings changed, and no value."""
         await asyncio.to_thread(self.operator.ok, "rotate", *command, "--yes")
-        await asyncio.to_thread(self.stack.up, settings=STACK_SETTINGS)
+        await asyncio.to_thread(self.stack.up, settings=SETTINGS, scale=self.scale)
         row = self.fetch("SELECT subject, after::text FROM gateway.audit_log ORDER BY at DESC, id DESC LIMIT 1")[0]
         changed: list[str] = json.loads(row["after"])["settings"]
         assert row["subject"] == command[0]
@@ -132,6 +140,60 @@ async def test_tokens_of_the_former_signing_key_are_good_until_the_second_step(r
         assert [await status_of(old), await status_of(new)] == [401, 200]
         refused = await asyncio.to_thread(rotation.operator.venture, "rotate", "jwt", "--finish", "--yes")
         assert "no old key" in refused.err
+
+
+@dataclass(slots=True)
+class Wanderer:
+    """Signs in at any gateway, and shows each the token of every other: what one has signed all of them must take."""
+
+    environment: Mapping[str, str]
+    seen: Counter[int] = field(default_factory=Counter[int])
+
+    async def wander(self, *, until: asyncio.Event) -> None:
+        over = asyncio.ensure_future(until.wait())
+        gateways = self.environment["GATEWAY_URLS"].split(",")
+        async with signed_up(self.environment) as person:
+            while not over.done():
+                tokens = [await self._token(person, gateway) for gateway in gateways]
+                for token in filter(None, tokens):
+                    for gateway in gateways:
+                        await self._show(person, gateway, token)
+                await asyncio.wait({over}, timeout=0.1)
+
+    async def _token(self, person: Person, gateway: str) -> str | None:
+        """None while that gateway is being restarted."""
+        password = {"email": person.email, "password": "correct horse battery"}
+        with contextlib.suppress(httpx.TransportError):
+            answer = await person.client.post(f"{gateway}/auth/v1/token?grant_type=password", json=password)
+            return answer.json()["access_token"] if answer.status_code == 200 else None
+        return None
+
+    async def _show(self, person: Person, gateway: str, token: str) -> None:
+        with contextlib.suppress(httpx.TransportError):
+            headers = {"Authorization": f"Bearer {token}"}
+            self.seen[(await person.client.get(f"{gateway}/v1/profile", headers=headers)).status_code] += 1
+
+
+async def test_a_signing_key_comes_to_one_gateway_after_the_other_and_each_takes_what_the_others_sign(
+    rotation: Rotation,
+) -> None:
+    rotation.scale = "gateway=2"
+    await asyncio.to_thread(rotation.stack.up, settings=SETTINGS, scale=rotation.scale)
+    old = json.loads(rotation.settings["AUTH_SIGNING_KEYS"])[0]["kid"]
+    wanderer, over = Wanderer(rotation.environment), asyncio.Event()
+    async with asyncio.TaskGroup() as group, signed_up(rotation.environment) as person:
+        group.create_task(wanderer.wander(until=over))
+        await rotation.apply("jwt", "--publish")
+        await rotation.under_load("jwt", "--sign")
+        over.set()
+        print(f"tokens of each gateway shown to all, answered {dict(wanderer.seen)}")
+        assert set(wanderer.seen) <= {200, 503}
+        assert wanderer.seen[200] >= 20
+        assert key_of(person.client.headers["Authorization"].removeprefix("Bearer ")) == old
+        assert (await person.client.get("/v1/profile")).status_code == 200, "signed in before, and still is"
+        async with signed_up(rotation.environment) as another:
+            assert key_of(another.client.headers["Authorization"].removeprefix("Bearer ")) != old
+    await rotation.apply("jwt", "--finish")
 
 
 async def test_services_take_one_another_s_word_by_the_new_secret_alone(rotation: Rotation) -> None:

@@ -1,8 +1,7 @@
 """A process whose clock is wrong by ten minutes, for real: answers in good order, nothing early, nothing twice."""
 
 import secrets
-from collections.abc import Callable, Generator
-from pathlib import Path
+from collections.abc import Generator
 from typing import Any, Final
 
 import asyncpg
@@ -10,13 +9,12 @@ import httpx
 import pytest
 
 from ops.stack.stack import Stack
-from tests.faults.other_programs import started_otherwise
+from tests.faults.other_programs import FAKETIME, started_otherwise, with_clock
 from tests.faults.soak.load import SETTINGS, open_load
 from tests.faults.soak.ports import Ports
 from tests.harness.patience import eventually
 
-LIBRARY: Final = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
-needs_faketime = pytest.mark.skipif(not LIBRARY.exists(), reason="a wrong clock needs the package faketime")
+needs_faketime = pytest.mark.skipif(not FAKETIME.exists(), reason="a wrong clock needs the package faketime")
 EXPECTED: Final = {200, 202, 409, 503}
 """Never 401: the user's own token is good, and whoever is told otherwise signs in again for nothing."""
 ASKED: Final = (
@@ -36,12 +34,6 @@ def own_stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack, None
         yield stack
     finally:
         stack.wipe()
-
-
-def with_clock(off: str) -> Callable[[str], str]:
-    """The wall clock alone: what measures durations is not changed on any machine."""
-    exports = f"export LD_PRELOAD={LIBRARY} FAKETIME={off} FAKETIME_DONT_FAKE_MONOTONIC=1 DONT_FAKE_MONOTONIC=1"
-    return lambda script: script.replace("\nexec ", f"\n{exports}\nexec ", 1)
 
 
 async def clock_check(url: str) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class Breaker:
 
     def allows(self, *, now_s: float) -> bool:
         """Whether to call. Past the rest the first asker is let through and the rest begins anew for the others."""
-        if self._failures < BREAKER_THRESHOLD:
+        if not self.is_failing:
             return True
         if now_s < self._rests_until:
             return False
@@ -98,11 +98,13 @@ class Breaker:
 
     def failed(self, *, now_s: float) -> None:
         self._failures += 1
-        if self._failures >= BREAKER_THRESHOLD:
+        if self.is_failing:
             self._rests_until = now_s + BREAKER_REST_S
 
-    def is_open(self, *, now_s: float) -> bool:
-        return self._failures >= BREAKER_THRESHOLD and now_s < self._rests_until
+    @property
+    def is_failing(self) -> bool:
+        """Until a call succeeds, past every rest: where runs are rare, the rests alone are seldom seen by anybody."""
+        return self._failures >= BREAKER_THRESHOLD
 
 
 def tier_models(features: Mapping[str, object]) -> tuple[str, ...] | None:

@@ -9,17 +9,16 @@ import aio_pika
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
-from libs.common import database as db
 from libs.common import outbox
-from libs.common.broker import Consumer, Handler, ManyHandler, Subscription, open_publisher, queue_name
+from libs.common.broker import Handler, ManyHandler, Subscription, open_publisher, queue_name
 from libs.common.broker.publisher import Unroutable
 from libs.common.database import Connection, Database
 from libs.common.errors import Invalid
 from libs.common.events.gateway import UserCreated
 from libs.common.ids import new_id
+from tests.harness.flow import a_consumer, a_relay
 from tests.harness.patience import eventually
 from tests.harness.services import Place
-from tests.harness.tasks import running
 
 QUEUE = queue_name("agents", UserCreated.type)
 
@@ -27,24 +26,11 @@ QUEUE = queue_name("agents", UserCreated.type)
 @asynccontextmanager
 async def consuming(
     place: Place, handler: Handler, *, many: ManyHandler | None = None
-) -> AsyncGenerator[tuple[Database, Consumer], None]:
+) -> AsyncGenerator[Database, None]:
     """A gateway that relays its outbox and an agents consumer with the given handler."""
-    async with (
-        db.connect(place.database.url("venture_gateway"), application_name="test-gateway") as gateway,
-        db.connect(place.database.url("venture_agents"), application_name="test-agents") as agents,
-        open_publisher(place.amqp_url("gateway"), name="gateway") as sender,
-        open_publisher(place.amqp_url("agents"), name="agents") as publisher,
-    ):
-        consumer = Consumer(
-            place.amqp_url("agents"),
-            service="agents",
-            subscriptions=[Subscription(event=UserCreated, handler=handler, many=many)],
-            database=agents,
-            publisher=publisher,
-        )
-        relay = outbox.Relay(gateway, sender, source="gateway")
-        async with running(consumer.run, relay.run):
-            yield gateway, consumer
+    subscription = Subscription(event=UserCreated, handler=handler, many=many)
+    async with a_consumer(place, "agents", subscription), a_relay(place, "gateway") as gateway:
+        yield gateway
 
 
 async def publish(gateway: Database, *events: UserCreated) -> None:
@@ -59,7 +45,7 @@ async def test_an_event_written_beside_a_change_reaches_its_handler_once(place: 
         seen.append(event.user_id)
 
     event = UserCreated(user_id=new_id())
-    async with consuming(place, on_user_created) as (gateway, _):
+    async with consuming(place, on_user_created) as gateway:
         await publish(gateway, event)
 
         async def handled() -> bool:
@@ -83,7 +69,7 @@ async def test_a_message_delivered_twice_has_one_effect(place: Place) -> None:
 
     event = UserCreated(user_id=new_id())
     marker = UserCreated(user_id=new_id())
-    async with consuming(place, on_user_created) as (gateway, _):
+    async with consuming(place, on_user_created) as gateway:
         await publish(gateway, event)
 
         async def sent() -> bool:
@@ -105,7 +91,7 @@ async def test_a_handler_that_refuses_parks_the_message_with_its_reason(place: P
     async def on_user_created(_event: UserCreated, _conn: Connection) -> None:
         raise Invalid("this user makes no sense")
 
-    async with consuming(place, on_user_created) as (gateway, _):
+    async with consuming(place, on_user_created) as gateway:
         await publish(gateway, UserCreated(user_id=new_id()))
 
         async def arrived() -> list[AbstractIncomingMessage]:
@@ -123,12 +109,7 @@ async def test_a_body_that_is_no_event_is_parked_and_the_next_one_is_handled(pla
     async def on_user_created(event: UserCreated, _conn: Connection) -> None:
         seen.append(event.user_id)
 
-    async with consuming(place, on_user_created) as (gateway, consumer):
-
-        async def consumes() -> bool:
-            return bool(consumer.states())
-
-        await eventually(consumes)
+    async with consuming(place, on_user_created) as gateway:
         async with open_publisher(place.amqp_url("operator"), name="intruder") as intruder:
             await intruder.publish(
                 exchange="events", routing_key=UserCreated.type, body=b"\xff{", message_id="x", headers={}
@@ -157,7 +138,7 @@ async def test_a_handler_that_breaks_commits_nothing_and_is_tried_again(place: P
         if len(attempts) == 1:
             raise RuntimeError("a bug that shows once")
 
-    async with consuming(place, on_user_created) as (gateway, _):
+    async with consuming(place, on_user_created) as gateway:
         await publish(gateway, UserCreated(user_id=new_id()))
 
         async def handled_again() -> bool:
@@ -180,12 +161,7 @@ async def test_a_consumer_whose_queue_was_deleted_declares_it_again(place: Place
     async def on_user_created(event: UserCreated, _conn: Connection) -> None:
         seen.append(event.user_id)
 
-    async with consuming(place, on_user_created) as (gateway, consumer):
-
-        async def consumes() -> bool:
-            return bool(consumer.states())
-
-        await eventually(consumes)
+    async with consuming(place, on_user_created) as gateway:
         connection = await aio_pika.connect(place.amqp_url("operator"))
         async with connection, connection.channel() as channel:
             await channel.queue_delete(QUEUE)
@@ -226,7 +202,7 @@ async def test_what_waits_is_committed_together_and_what_breaks_in_it_is_settled
         )
         return {row["type"]: row["n"] for row in rows}
 
-    async with consuming(place, on_user_created, many=on_many if handled == "many" else None) as (gateway, _):
+    async with consuming(place, on_user_created, many=on_many if handled == "many" else None) as gateway:
         await publish(gateway, UserCreated(user_id=new_id()))  # it holds the lane until the others are all there
         await publish(gateway, *good[:6], refused, again, broken, *good[6:])
         await eventually(lambda: _all_sent(place))

@@ -6,17 +6,16 @@ from uuid import UUID
 
 import pytest
 
-from libs.common import database as db
-from libs.common.broker import Consumer, ParkedMessages, Subscription, open_publisher, parked_queue, queue_name
+from libs.common.broker import ParkedMessages, Subscription, open_publisher, parked_queue, queue_name
 from libs.common.broker.parked import RENEW_AT
 from libs.common.database import Connection
 from libs.common.errors import Invalid
 from libs.common.events.gateway import UserCreated
 from libs.common.ids import new_id
 from libs.common.outbox import OutboxRow
+from tests.harness.flow import a_consumer
 from tests.harness.patience import eventually
 from tests.harness.services import Place
-from tests.harness.tasks import running
 
 QUEUE = queue_name("agents", UserCreated.type)
 
@@ -37,24 +36,8 @@ class Sink:
 @pytest.fixture
 async def sink(place: Place) -> AsyncGenerator[Sink, None]:
     sink = Sink()
-    async with (
-        db.connect(place.database.url("venture_agents"), application_name="test-agents") as database,
-        open_publisher(place.amqp_url("agents"), name="agents") as publisher,
-    ):
-        consumer = Consumer(
-            place.amqp_url("agents"),
-            service="agents",
-            subscriptions=[Subscription(event=UserCreated, handler=sink.on_user_created)],
-            database=database,
-            publisher=publisher,
-        )
-        async with running(consumer.run):
-
-            async def consuming() -> bool:
-                return QUEUE in consumer.states()
-
-            await eventually(consuming)
-            yield sink
+    async with a_consumer(place, "agents", Subscription(event=UserCreated, handler=sink.on_user_created)):
+        yield sink
 
 
 @pytest.fixture

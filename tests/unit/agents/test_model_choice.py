@@ -63,3 +63,15 @@ def test_a_breaker_opens_after_failures_in_a_row_and_lets_one_call_ask_after_its
     assert not breaker.allows(now_s=BREAKER_REST_S)
     breaker.succeeded()
     assert breaker.allows(now_s=BREAKER_REST_S)
+
+
+def test_a_provider_counts_as_failing_until_it_answers_however_seldom_it_is_asked() -> None:
+    breaker = Breaker()
+    for _ in range(BREAKER_THRESHOLD):
+        assert not breaker.is_failing
+        breaker.failed(now_s=0)
+    assert breaker.is_failing
+    assert breaker.allows(now_s=100 * BREAKER_REST_S)
+    assert breaker.is_failing, "it is asked again, and has not answered yet"
+    breaker.succeeded()
+    assert not breaker.is_failing

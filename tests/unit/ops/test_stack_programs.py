@@ -5,13 +5,18 @@ from pathlib import Path
 from ops.home import Home
 from ops.processes import end_processes, find_process
 from ops.programs import Program, last_lines, log_path, write_script
+from ops.stack.native import in_waves
 from ops.stack.supervisor import render_config
 
 
 def a_program(
-    *, argv: tuple[str, ...] = ("/bin/true",), environment: dict[str, str] | None = None, inputs: str = ""
+    *,
+    name: str = "thing-1",
+    argv: tuple[str, ...] = ("/bin/true",),
+    environment: dict[str, str] | None = None,
+    inputs: str = "",
 ) -> Program:
-    return Program(name="thing-1", argv=argv, environment=environment or {}, probe=lambda: None, inputs=inputs)
+    return Program(name=name, argv=argv, environment=environment or {}, probe=lambda: None, inputs=inputs)
 
 
 def a_home(path: Path) -> Home:
@@ -79,3 +84,14 @@ def test_the_last_lines_of_a_log_are_shown(tmp_path: Path) -> None:
     log_path(home, "thing-1").write_text("\n".join(map(str, range(100))))
     assert last_lines(home, "thing-1", 2) == "98\n99"
     assert last_lines(home, "other-1") == "(no log yet)"
+
+
+def test_replicas_that_run_are_restarted_one_after_the_other_and_all_else_at_once() -> None:
+    due = [a_program(name=name) for name in ("gateway-1", "gateway-2", "billing-1", "agents-2")]
+
+    def order(*alive: str) -> list[list[str]]:
+        return [[program.name for program in wave] for wave in in_waves(due, alive=alive)]
+
+    assert order() == [["gateway-1", "gateway-2", "billing-1", "agents-2"]]
+    assert order("gateway-1", "gateway-2", "billing-1") == [["gateway-1", "billing-1", "agents-2"], ["gateway-2"]]
+    assert in_waves([], alive=()) == [[]]
