@@ -93,12 +93,26 @@ class HoldSweeper:
 
 
 async def sweep_holds(database: Database, *, unconfirmed_for_s: float | None) -> int:
+    """End what has expired, the most overdue first; whose counters somebody else has locked is left for the next time.
+
+    Otherwise one transaction that stands open over one user's counters would keep everybody's holds.
+    """
     swept = 0
+    passed_over: list[str] = []
     while True:
-        async with database.transaction() as conn:
-            hold = await operations.sweep_expired_hold(conn, unconfirmed_for_s=unconfirmed_for_s)
-        if hold is None:
-            return swept
+        hold = None
+        try:
+            async with database.transaction() as conn:
+                hold = await queries.lease_expired_hold(conn, unconfirmed_for_s=unconfirmed_for_s, but_of=passed_over)
+                if hold is None:
+                    return swept
+                await operations.sweep_hold(conn, hold)
+        except DatabaseUnavailable:
+            if hold is None:
+                raise
+            log.warning("hold_not_swept", hold_id=str(hold.id))
+            passed_over.append(hold.user_id)
+            continue
         swept += 1
         SWEPT.labels("yes" if hold.is_confirmed else "no").inc()
         log.warning("hold_swept", hold_id=str(hold.id), is_confirmed=hold.is_confirmed)

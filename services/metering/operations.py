@@ -199,15 +199,9 @@ async def answer_proposal(conn: Connection, plans: Plans, *, run_id: UUID, user_
         await outbox.add(conn, HoldGranted(user_id=user_id, run_id=run_id))
 
 
-async def sweep_expired_hold(conn: Connection, *, unconfirmed_for_s: float | None) -> Hold | None:
-    """End one expired hold and return it; None if there is none. One a transaction: locks of one user only.
-
-    Unconfirmed holds are swept only when overdue by `unconfirmed_for_s`, and not at all if that is None.
-    """
-    hold = await queries.lease_expired_hold(conn, unconfirmed_for_s=unconfirmed_for_s)
-    if hold is not None:
-        await _apply(conn, hold, domain.sweep(hold))
-    return hold
+async def sweep_hold(conn: Connection, hold: Hold) -> None:
+    """End a leased, expired hold. One a transaction: locks of one user only."""
+    await _apply(conn, hold, domain.sweep(hold))
 
 
 def _not_entitled(plans: Plans, account: Account, ask: Ask) -> VentureError | None:

@@ -74,20 +74,27 @@ async def lock_hold(conn: Connection, hold_id: UUID) -> Hold | None:
     return (await lock_holds(conn, [hold_id])).get(hold_id)
 
 
-async def lease_expired_hold(conn: Connection, *, unconfirmed_for_s: float | None) -> Hold | None:
-    """The most overdue hold nobody works on. Unconfirmed ones only if overdue by so much; None leaves them alone."""
+async def lease_expired_hold(
+    conn: Connection, *, unconfirmed_for_s: float | None, but_of: Sequence[str] = ()
+) -> Hold | None:
+    """The most overdue hold nobody works on, but for those of some users.
+
+    Unconfirmed ones only if overdue by so much; None leaves them alone.
+    """
     row = await conn.fetchrow(
         """
         SELECT id, user_id, amounts, state, period_start, period_end, created_at, confirmed_at, expires_at, settled_at
         FROM metering.holds
         WHERE state = 'held' AND expires_at <= now()
             AND (confirmed_at IS NOT NULL OR expires_at <= now() - make_interval(secs => $1))
+            AND user_id <> ALL($2)
         ORDER BY expires_at
         LIMIT 1
         -- SKIP LOCKED: several sweepers share the work, and one never waits for a hold that is just being settled.
         FOR UPDATE SKIP LOCKED
         """,
         unconfirmed_for_s,
+        list(but_of),
     )
     return None if row is None else _hold(row)
 

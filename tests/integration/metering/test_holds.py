@@ -216,6 +216,20 @@ async def test_expired_holds_are_swept_once_by_several_sweepers(test_database: T
     assert await has_no_drift(test_database)
 
 
+async def test_one_whose_counters_are_locked_keeps_nobody_elses_holds(test_database: TestDatabase) -> None:
+    locked, other = new_id(), new_id()
+    async with metering_of(test_database) as database, test_database.connect_as("venture_metering") as somebody:
+        await reserve(database, locked)
+        await reserve(database, other)
+        await expire_holds(test_database)
+        async with somebody.transaction():
+            await somebody.execute("SELECT FROM usage_metrics WHERE user_id = $1 FOR UPDATE", str(locked))
+            assert await sweep_holds(database, unconfirmed_for_s=0) == 1
+            assert await counters(test_database, other) == {"runs": (0, 0), "tokens": (0, 0)}
+        assert await sweep_holds(database, unconfirmed_for_s=0) == 1
+    assert await counters(test_database, locked) == {"runs": (0, 0), "tokens": (0, 0)}
+
+
 async def test_without_news_from_the_broker_only_confirmed_holds_are_swept(test_database: TestDatabase) -> None:
     user_id, confirmed_id, unconfirmed_id = new_id(), new_id(), new_id()
     async with metering_of(test_database) as database:
