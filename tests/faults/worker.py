@@ -30,6 +30,12 @@ async def on_run_started(event: RunStarted, conn: Connection) -> None:
     await conn.execute("INSERT INTO metering.fault_effects (run_id) VALUES ($1)", event.run_id)
 
 
+async def on_run_started_slowly(event: RunStarted, conn: Connection) -> None:
+    """So that a kill finds work in hand: what is acked too early would else be done all the same."""
+    await on_run_started(event, conn)
+    await conn.execute("SELECT pg_sleep(0.01)")
+
+
 async def _everything_is_new(_conn: Connection, events: list[Event]) -> set[Any]:
     return {event.event_id for event in events}
 
@@ -103,7 +109,7 @@ async def work(addresses: dict[str, str], control: str) -> None:
         taker = Consumer(
             addresses["amqp"],
             service="metering",
-            subscriptions=[Subscription(event=RunStarted, handler=on_run_started)],
+            subscriptions=[Subscription(event=RunStarted, handler=on_run_started_slowly)],
             database=sink,
             publisher=publisher,
         )
