@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from libs.common.errors import VentureError
 from libs.common.http import problem
 
-_JSON: Final = b"application/json"
+_JSON: Final = "application/json"
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -70,7 +70,8 @@ class JsonLane(Generic[Body]):
     serve: Callable[[Scope, bytes, Body], Awaitable[Response | None]]
 
     async def answer(self, scope: Scope, body: bytes) -> Response | None:
-        if header(scope, b"content-type").partition(b";")[0].strip().lower() != _JSON:
+        media_type = (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
+        if media_type != _JSON:
             return None
         try:
             # The framework's own parser, so that both ways take the same for JSON.
@@ -80,9 +81,9 @@ class JsonLane(Generic[Body]):
         return await self.serve(scope, body, read)
 
 
-def header(scope: Scope, name: bytes) -> bytes:
-    """The first of this name; empty if there is none."""
-    return next((value for key, value in scope["headers"] if key == name), b"")
+def header(scope: Scope, name: bytes) -> str | None:
+    """The first of this name, None if there is none."""
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
 
 
 class _HungUp(Exception):

@@ -65,8 +65,8 @@ class RunRoutes:
             identity = scope["state"].get("identity")
             if not isinstance(identity, Identity):
                 return None
-            key, prefer = header(scope, b"idempotency-key"), header(scope, b"prefer").decode("latin-1")
-            return await self._create(identity, content, body, key=key.decode("latin-1") or None, prefer=prefer)
+            key, prefer = header(scope, b"idempotency-key"), header(scope, b"prefer") or ""
+            return await self._create(identity, content, body, key=key, prefer=prefer)
 
         return JsonLane(path=RUNS, model=RunInput, serve=create)
 

@@ -5,6 +5,7 @@ from typing import Any
 from uuid import uuid4
 
 import orjson
+import pytest
 
 from tests.harness.house import House, Person
 from tests.harness.patience import eventually
@@ -80,6 +81,31 @@ async def test_the_same_idempotency_key_gives_the_same_bytes_and_one_run(house: 
 
         await eventually(one_run)
         assert await house.place.database.fetchval("SELECT count(*) FROM metering.holds") == 1
+
+
+@pytest.mark.parametrize("key", ["", "a key", "k" * 256])
+async def test_what_is_no_idempotency_key_is_refused_and_not_taken_for_none(house: House, key: str) -> None:
+    async with house.person() as ada:
+        answer = await ada.client.post("/v1/runs", json={"task": "Only once"}, headers={"Idempotency-Key": key})
+        assert answer.status_code == 422, answer.text
+        assert (await ada.client.get("/v1/runs")).json()["items"] == []
+
+
+async def test_a_crowd_of_several_people_gets_a_run_for_each_request(house: House) -> None:
+    """They share statements, calls and commits; each answer is the asker's own."""
+    async with house.person() as ada, house.person() as bob:
+        asks = [
+            person.client.post("/v1/runs", json={"task": f"Plan {number}"}, headers={"Idempotency-Key": str(uuid4())})
+            for number in range(15)
+            for person in (ada, bob)
+        ]
+        answers = await asyncio.gather(*asks)
+        assert {answer.status_code for answer in answers} == {202}, [answer.text for answer in answers]
+        assert len({answer.json()["id"] for answer in answers}) == 30
+        rows = await house.place.database.fetch("SELECT id::text, subject, data ->> 'task' AS task FROM gateway.outbox")
+        told = {row["id"]: (row["subject"], row["task"]) for row in rows if row["task"]}
+        wanted = [(person.id, f"Plan {number}") for number in range(15) for person in (ada, bob)]
+        assert [told[answer.json()["id"]] for answer in answers] == wanted
 
 
 async def test_nobody_sees_anothers_run(house: House) -> None:
