@@ -21,13 +21,16 @@ PACKAGES: Final[dict[str, dict[str, Any]]] = {
 }
 # The first version without what is known of those before it; what is not installed is fine, too.
 FLOORS: Final = {
+    "cryptography": (48, 0, 1),  # GHSA-537c-gmf6-5ccf
     "h11": (0, 16, 0),  # CVE-2025-43859
+    "idna": (3, 16),  # CVE-2026-45409
     "jinja2": (3, 1, 6),  # CVE-2025-27516
-    "pyjwt": (2, 13, 0),  # CVE-2026-48523, GHSA-752w-5fwx-jx9f
+    "orjson": (3, 11, 6),  # GHSA-hx9q-6w63-j58v
+    "pyjwt": (2, 15, 0),  # CVE-2026-32597, CVE-2026-48523, CVE-2026-48526, CVE-2026-101918, CVE-2026-102275
     "python-multipart": (0, 0, 31),  # CVE-2026-53540
-    "requests": (2, 32, 4),  # CVE-2024-47081
-    "starlette": (1, 3, 1),  # CVE-2026-48710, CVE-2026-54282, CVE-2026-54283
-    "urllib3": (2, 5, 0),  # CVE-2025-50181
+    "requests": (2, 33, 0),  # CVE-2024-47081, CVE-2026-25645
+    "starlette": (1, 3, 1),  # CVE-2026-48710, CVE-2026-48818, CVE-2026-54282, CVE-2026-54283
+    "urllib3": (2, 8, 0),  # CVE-2025-50181, CVE-2026-21441, CVE-2026-97687, CVE-2026-97689
 }
 # Abandoned, or once shipped with a thief inside, or a shorter way to what the product must do itself.
 UNWANTED: Final = {"python-jose", "litellm", "pycrypto", "jwt", "python-jwt", "pyyaml-include"}
