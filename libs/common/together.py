@@ -55,7 +55,7 @@ class Together(Generic[Ask, Verdict]):
         self._weigh = weigh
         self._name = name
         self._line: deque[_Waiting] = deque()
-        self._lanes: set[asyncio.Task[None]] = set()
+        self._lanes: set[asyncio.Task[None] | None] = set()
         self.waiting = 0
         """The weight of what is in line."""
 
@@ -79,15 +79,18 @@ class Together(Generic[Ask, Verdict]):
             self._help.cancel()
             self._help = None
         if self._line and len(self._lanes) < self._max_lanes:
-            lane = asyncio.create_task(self._serve())
-            self._lanes.add(lane)
-            lane.add_done_callback(self._lanes.discard)
+            self._lanes.add(asyncio.create_task(self._serve()))
 
     async def _serve(self) -> None:
-        while self._line:
-            batch = self._next()
-            if batch:
-                await self._do(batch)
+        try:
+            while self._line:
+                batch = self._next()
+                if batch:
+                    await self._do(batch)
+        finally:
+            # In the same breath as the last look at the line: a lane that is over but still counted would let whoever
+            # asks again at once wait for nobody.
+            self._lanes -= {asyncio.current_task()}
 
     async def _do(self, batch: Sequence[_Waiting]) -> None:
         try:

@@ -51,6 +51,14 @@ async def test_who_comes_alone_is_served_at_once_and_a_crowd_shares() -> None:
     assert work.together.waiting == 0
 
 
+async def test_who_asks_again_in_the_moment_of_the_answer_is_served_at_once() -> None:
+    work = Work(lanes=1)
+    work.let_go.set()
+    async with asyncio.timeout(5):
+        for number in range(1, 10):
+            assert await work.together.ask(number) == 2 * number
+
+
 async def test_two_lanes_work_at_a_time_and_no_more() -> None:
     work = Work(most=1, lanes=2)
     answers = [work.together.put(number) for number in (1, 2, 3)]
