@@ -1,6 +1,5 @@
 """Which TCP port each part of a stack listens on, and who holds one that is taken."""
 
-import random
 import re
 import socket
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -80,12 +79,6 @@ def _next_free(name: str, wanted: int, plan: PortPlan, free: Callable[[int], boo
             plan.moved.append(f"Port {wanted} is taken, so {name} listens on {port}.")
             return port
     raise Failure(f"No free port from {wanted} up for {name}. Close what holds them, or choose another port.")
-
-
-def random_ports(count: int) -> list[int]:
-    """Free ports below the range from which the system serves outgoing connections."""
-    candidates = random.SystemRandom().sample(range(20000, 32000), 40 * count)
-    return [port for port in candidates if is_free(port)][:count]
 
 
 def holder(port: int) -> str | None:

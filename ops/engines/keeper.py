@@ -25,7 +25,8 @@ from ops.engines.session import Engines
 from ops.engines.throwaway import own_home
 from ops.failure import Failure
 from ops.home import Home
-from ops.ports import random_ports
+from ops.port_blocks import claim_block
+from ops.ports import plan_ports
 from ops.programs import Program, last_lines, log_path, write_script
 
 _START_LIMIT_S = 90.0
@@ -85,11 +86,13 @@ class Keeper:
 def describe(home: Home, *, vhosts: Sequence[str], fast: bool) -> tuple[Engines, list[Program]]:
     """The programs in the order in which to start them: first the one that takes longest to be ready."""
     found = ensure_programs()
-    postgres, broker, redis, dist, epmd = random_ports(5)
+    first = claim_block(home)
+    usual = {name: first + index for index, name in enumerate(("postgres", "broker", "redis", "dist", "epmd"))}
+    ports = plan_ports(usual, fixed={}, current={}, running=()).ports
     engines = Engines(
-        postgres_port=postgres,
-        rabbitmq_port=broker,
-        redis_port=redis,
+        postgres_port=ports["postgres"],
+        rabbitmq_port=ports["broker"],
+        redis_port=ports["redis"],
         postgres_password=secrets.token_hex(16),
         redis_password=secrets.token_hex(16),
         amqp_passwords={user: secrets.token_hex(16) for user in (OPERATOR, *SERVICES)},
@@ -98,10 +101,12 @@ def describe(home: Home, *, vhosts: Sequence[str], fast: bool) -> tuple[Engines,
     )
     definitions = render_definitions(vhosts=vhosts, passwords=engines.amqp_passwords)
     return engines, [
-        rabbitmq.describe_epmd(found, port=epmd),
-        rabbitmq.describe(home, found, port=broker, dist=dist, epmd=epmd, definitions=definitions),
-        redis_server.describe(home, found, port=redis, password=engines.redis_password, fast=fast),
-        postgresql.describe(home, found, port=postgres, password=engines.postgres_password, fast=fast),
+        rabbitmq.describe_epmd(found, port=ports["epmd"]),
+        rabbitmq.describe(
+            home, found, port=ports["broker"], dist=ports["dist"], epmd=ports["epmd"], definitions=definitions
+        ),
+        redis_server.describe(home, found, port=ports["redis"], password=engines.redis_password, fast=fast),
+        postgresql.describe(home, found, port=ports["postgres"], password=engines.postgres_password, fast=fast),
     ]
 
 

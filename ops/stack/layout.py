@@ -9,6 +9,7 @@ from ops.engines import postgresql, rabbitmq, redis_server
 from ops.engines.definitions import OPERATOR, SERVICES, render_definitions
 from ops.engines.packages import Programs
 from ops.home import ROOT, Home
+from ops.port_blocks import claim_block
 from ops.programs import Program
 from ops.stack.environments import VHOST, Addresses, machine_environment, port_name, service_environment
 from ops.stack.health import http_answers
@@ -17,7 +18,6 @@ from ops.stack.scale import replicas
 _ENGINE_PORTS = {"postgres": 55432, "rabbitmq": 55672, "rabbitmq-dist": 55673, "rabbitmq-epmd": 55674, "redis": 56379}
 _STAND_IN_PORTS = {"stripe": 8420, "mailbox-smtp": 8025, "mailbox-http": 8026}
 _FIRST_SERVICE_PORT, _FIRST_METRICS_PORT = 8000, 9100
-_PRIVATE_RANGE, _PRIVATE_BLOCKS, _PRIVATE_BLOCK = 20000, 40, 250
 # Which program listens on a port whose name is not the program's own.
 _LISTENERS = {
     "rabbitmq-dist": "rabbitmq-1",
@@ -36,8 +36,8 @@ def usual_ports(home: Home, scale: Mapping[str, int]) -> dict[str, int]:
         ports[f"{port_name(service, number)}-metrics"] = _FIRST_METRICS_PORT + offset
     if home.is_default:
         return ports
-    block = _PRIVATE_RANGE + int(home.digest, 16) % _PRIVATE_BLOCKS * _PRIVATE_BLOCK
-    return {name: block + index for index, name in enumerate(ports)}
+    first = claim_block(home)
+    return {name: first + index for index, name in enumerate(ports)}
 
 
 def listener(port: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ops.failure import Failure
 from ops.files import write_private
-from ops.home import Home
+from ops.home import DEFAULT_HOME, Home
 from ops.ports import port_setting
 from ops.stack import compose, dotenv, layout, settings, state
 from ops.stack.compose import ComposeStack
@@ -160,7 +160,7 @@ class Stack:
 
 
 def known_settings() -> set[str]:
-    ports = {port_setting(name) for name in layout.usual_ports(Home.of(), parse_scale(_MOST_REPLICAS))}
+    ports = {port_setting(name) for name in layout.usual_ports(Home.of(DEFAULT_HOME), parse_scale(_MOST_REPLICAS))}
     return {*ports, RUNNER_SETTING, "SCALE", *(name for names in KNOWN_BY.values() for name in names)}
 
 

@@ -1,7 +1,6 @@
 """A Supabase project signs people in: a second gateway, with a database of its own, plays that project."""
 
 import json
-import socket
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from tests.harness.database import new_database
 from tests.harness.gateway import JWT_SECRET, gateway_settings
 from tests.harness.patience import eventually
 from tests.harness.services import Place, RunningService, run_service
+from tests.harness.stripe_emulator import free_port
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +41,6 @@ class TwoHouses:
 
     async def profile(self, token: str) -> httpx.Response:
         return await self.gateway.client.get("/v1/profile", headers={"Authorization": f"Bearer {token}"})
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 @pytest.fixture
