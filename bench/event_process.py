@@ -17,7 +17,7 @@ from libs.common import outbox
 from libs.common.broker import Consumer, Subscription, open_publisher
 from libs.common.database import Connection
 from libs.common.events.agents import RunStarted
-from libs.common.telemetry import configure_logging
+from libs.common.logs import configure_logging
 from tests.builders import an_event
 from tests.harness.tasks import running
 

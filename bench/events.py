@@ -22,7 +22,7 @@ from libs.common.broker import Consumer, Subscription, open_publisher
 from libs.common.database import Connection, Database
 from libs.common.events.agents import RunStarted
 from libs.common.ids import new_id
-from libs.common.telemetry import configure_logging
+from libs.common.logs import configure_logging
 from tests.builders import an_event
 from tests.harness.database import new_database
 from tests.harness.patience import eventually

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from libs.common.telemetry import configure_logging
+from libs.common.logs import configure_logging
 from ops.stack.stack import Stack
 from tests.harness.database import TestDatabase, new_database
 from tests.harness.servers import Servers, start_servers

@@ -53,9 +53,6 @@ class _Connection(asyncio.Protocol):
         self.is_open = False
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[Answer] | None = None
-        self._begin()
-
-    def _begin(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
         self._headers: dict[str, str] = {}
         self._body: list[bytes] = []
@@ -103,7 +100,7 @@ class _Connection(asyncio.Protocol):
         if self._transport is None or not self.is_open:
             raise NoAnswer("the connection was closed")
         loop = asyncio.get_running_loop()
-        self._begin()
+        self._headers, self._body = {}, []
         answer = self._answer = loop.create_future()
         # One timer: asyncio.timeout costs five times as much, which is a twentieth of a whole read at the gateway.
         timer = loop.call_at(deadline, self._give_up)
@@ -152,11 +149,14 @@ class HttpClient:
     ) -> Answer:
         """`target`: path and query. Raises AllBusy or NoAnswer."""
         written = self._write(method, target, headers, content)
-        await self._take_place()
+        if self._left and not self._waiting:
+            self._left -= 1
+        else:
+            await self._wait_for_place()
         connection: _Connection | None = None
         try:
             deadline = asyncio.get_running_loop().time() + timeout_s
-            connection = await self._connection()
+            connection = self._idle_one() or await self._connect()
             answer = await connection.ask(written, deadline)
         except OSError as error:
             raise NoAnswer("there is no connection") from error
@@ -190,11 +190,8 @@ class HttpClient:
         lines.append("\r\n")
         return "".join(lines).encode("latin-1") + (content or b"")
 
-    async def _take_place(self) -> None:
+    async def _wait_for_place(self) -> None:
         """One of the places for connections; they are given in the order in which they were asked for."""
-        if self._left and not self._waiting:
-            self._left -= 1
-            return
         waiting = asyncio.get_running_loop().create_future()
         self._waiting.append(waiting)
         try:
@@ -217,13 +214,16 @@ class HttpClient:
                 return
         self._left += 1
 
-    async def _connection(self) -> _Connection:
+    def _idle_one(self) -> _Connection | None:
         long_ago = time.monotonic() - self._keep_alive_s
         while self._idle:
             connection = self._idle.pop()
             if connection.is_open and connection.idle_since > long_ago:
                 return connection
             connection.close()
+        return None
+
+    async def _connect(self) -> _Connection:
         try:
             async with asyncio.timeout(self._connect_s):
                 loop = asyncio.get_running_loop()

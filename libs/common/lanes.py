@@ -45,16 +45,18 @@ class Lanes:
         if lane is None:
             await self._app(scope, receive, send)
             return
-        body = b""
+        body, receive_again = b"", receive
         try:
-            body = await _read(receive)
+            if scope.get("state", {}).get("has_body", True):
+                body = await _read(receive)
+                receive_again = _again(body, receive)
             response = await lane.answer(scope, body)
         except _HungUp:
             return
         except VentureError as error:
             response = problem(error)
         if response is None:
-            await self._app(scope, _again(body, receive), send)
+            await self._app(scope, receive_again, send)
             return
         scope["route"] = lane
         await response(scope, receive, send)

@@ -15,8 +15,8 @@ from libs.common.broker import ParkedMessage, ParkedMessages
 from libs.common.errors import Forbidden, NotFound
 from libs.common.http import CurrentCaller
 from libs.common.inputs import Input
+from libs.common.redaction import redact
 from libs.common.service_tokens import Caller
-from libs.common.telemetry import redact
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 MAX_BODY: Final = 64 * 1024

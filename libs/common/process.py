@@ -13,17 +13,18 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, Final, Literal
 
 import structlog
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from libs.common import waiting
+from libs.common.http_server import PunctualProtocol
+from libs.common.logs import configure_logging
 from libs.common.settings import CommonSettings
-from libs.common.telemetry import configure_logging, configure_sentry, configure_tracing, serve_metrics
+from libs.common.telemetry import configure_sentry, configure_tracing, serve_metrics
 
 log = structlog.get_logger(__name__)
 
@@ -142,7 +143,7 @@ async def serving(
             app,
             host=host,
             port=port,
-            http=type("_Protocol", (_PunctualProtocol,), {"request_s": request_s}),
+            http=type("_Protocol", (PunctualProtocol,), {"request_s": request_s}),
             loop="none",
             ws="none",
             lifespan="off",
@@ -176,41 +177,6 @@ async def serving(
 async def _forever(loop: Loop) -> None:
     await loop()
     raise RuntimeError(f"the loop {getattr(loop, '__qualname__', loop)} ended by itself")
-
-
-class _PunctualProtocol(HttpToolsProtocol):
-    """Uvicorn's, which waits for ever for a request that has begun: whoever sends a byte now and then keeps it open.
-
-    The time runs from the connection's or the request's first byte to the body's last one, and never while we answer.
-    """
-
-    request_s: ClassVar[float]
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._begin()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._begin()
-
-    def on_message_complete(self) -> None:
-        self._end()
-        super().on_message_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._end()
-        super().connection_lost(exc)
-
-    def _begin(self) -> None:
-        self._end()
-        self._deadline = self.loop.call_later(self.request_s, self.transport.abort)
-
-    def _end(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
 
 
 class _Server(uvicorn.Server):

@@ -4,6 +4,7 @@ The same that alerts compute from the histograms, at hand where no Prometheus is
 """
 
 import time
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ class Traffic:
         current = self._slices[-1]
         current.answers[route, status] += 1
         if not is_patient:
-            current.durations[next((step for step in _STEPS_MS if elapsed_s * 1000 <= step), _STEPS_MS[-1])] += 1
+            current.durations[_STEPS_MS[min(bisect_left(_STEPS_MS, elapsed_s * 1000), len(_STEPS_MS) - 1)]] += 1
 
     def share_percent(
         self, *, of: Callable[[str, int], bool], among: Callable[[str, int], bool], at_most_percent: float

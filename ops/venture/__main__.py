@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from libs.common.telemetry import configure_logging
+from libs.common.logs import configure_logging
 from ops.failure import Failure
 from ops.venture import (
     backup,

@@ -3,14 +3,16 @@
 import ipaddress
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Final
+from uuid import UUID
 
 import orjson
 from fastapi import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from libs.common.errors import Unavailable, VentureError
-from libs.common.http import problem
+from libs.common.http import add_headers, problem
 from libs.common.plans import Plans
 from services.gateway.api_keys.domain import PREFIX, ScopeMissing, allows
 from services.gateway.api_keys.state import ApiKeyCache
@@ -111,7 +113,8 @@ class Gate:
         try:
             verdicts = await self._admit(scope, path)
         except _Limited as error:
-            await _refuse(error, scope, path)(scope, receive, _with_limit_headers(send, [error.verdict]))
+            add_headers(scope, headers_of([error.verdict]))
+            await _refuse(error, scope, path)(scope, receive, send)
             return None
         except VentureError as error:
             await _refuse(error, scope, path)(scope, receive, send)
@@ -121,9 +124,10 @@ class Gate:
             closed = Response(MAINTENANCE_BODY, 503, headers, media_type="application/json")
             await closed(scope, receive, send)
             return None
-        told = _with_limit_headers(send, verdicts) if verdicts else send
-        await self._app(scope, receive, told)
-        return told
+        if verdicts:
+            add_headers(scope, headers_of(verdicts))
+        await self._app(scope, receive, send)
+        return send
 
     async def _admit(self, scope: Scope, path: str) -> list[Verdict] | None:
         """The rate limiter's verdicts, or None for a house that is closed. Raises what the caller is to be told."""
@@ -149,7 +153,7 @@ class Gate:
             raise AccountBanned("This account is banned.")
         state["identity"], state["standing"], state["sessions"] = identity, standing, self._sessions
         factor = self._plans.tier(standing.tier).rate_factor
-        return await self._take(f"user:{identity.user_id}", group, *self._limits_of(group, factor=factor))
+        return await self._take(_as_subject(identity.user_id), group, *self._limits_of(group, factor=factor))
 
     async def _admit_to_auth(
         self, scope: Scope, path: str, headers: Sequence[tuple[bytes, bytes]]
@@ -206,9 +210,10 @@ class Gate:
         return known
 
     async def _identify(self, scope: Scope, headers: Sequence[tuple[bytes, bytes]]) -> Identity | None:
-        if sum(1 for name, _ in headers if name == b"authorization") > 1:
+        said = [value for name, value in headers if name == b"authorization"]
+        if len(said) > 1:
             raise SignInRequired("Send one Authorization header.")
-        bearer = _bearer(headers)
+        bearer = _after_bearer(said[0]) if said else None
         # supabase-js sends the anon key as the bearer of whoever is not signed in.
         if bearer is None or self._keys.role_of(bearer) == "anon":
             return None
@@ -244,7 +249,15 @@ def client_network(scope: Scope, *, trusted_hops: int) -> str:
 
 
 def _bearer(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
-    value = next((value for name, value in headers if name == b"authorization"), b"")
+    return _after_bearer(next((value for name, value in headers if name == b"authorization"), b""))
+
+
+@lru_cache(maxsize=10_000)
+def _as_subject(user_id: UUID) -> str:
+    return f"user:{user_id}"
+
+
+def _after_bearer(value: bytes) -> str | None:
     return value[7:].decode("latin-1") if value[:7].lower() == b"bearer " else None
 
 
@@ -258,7 +271,7 @@ def _is_bounded(scope: Scope, path: str) -> bool:
     """Whether an answer is promised in seconds: not to whoever asks to wait for it, or for everything there is."""
     if not path.startswith(_API) or path.endswith(_EXPORT):
         return False
-    return not any(name == b"prefer" for name, _ in scope["headers"])
+    return b"prefer" not in [name for name, _ in scope["headers"]]
 
 
 def _refuse(error: VentureError, scope: Scope, path: str) -> Response:
@@ -271,12 +284,3 @@ def _refuse(error: VentureError, scope: Scope, path: str) -> Response:
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
     return response
-
-
-def _with_limit_headers(send: Send, verdicts: Sequence[Verdict]) -> Send:
-    async def send_with_headers(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], *headers_of(verdicts)]
-        await send(message)
-
-    return send_with_headers

@@ -6,6 +6,8 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from types import TracebackType
 from typing import Any, Final
 
 import structlog
@@ -111,11 +113,43 @@ class LocalLimiter:
         return judge(limit, allowed=allowed, over_us=max(0.0, over_us), until_empty_us=tat - now_us)
 
 
+@lru_cache(maxsize=10_000)
+def _key_of(limit_name: str, subject: str) -> str:
+    """Hashed: an address or id that came from outside is never part of a key as it came."""
+    return f"rl:{limit_name}:{hashlib.sha256(subject.encode()).hexdigest()[:32]}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ask:
     key: str
     limit: Limit
     answer: "asyncio.Future[Verdict]"
+
+
+class _Patience:
+    """TimeoutError for a body that takes longer than all of `_PATIENCE_S`, looked at once after each of them.
+
+    More than once: a busy loop that has not yet read the answer is no absent Redis, and reads it between two looks.
+    """
+
+    async def __aenter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timeout = asyncio.timeout(None)
+        self._left = deque(_PATIENCE_S)
+        self._timer = loop.call_later(self._left.popleft(), self._look, loop)
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        self._timer.cancel()
+        return await self._timeout.__aexit__(kind, error, trace)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._left:
+            self._timer = loop.call_later(self._left.popleft(), self._look, loop)
+        else:
+            self._timeout.reschedule(loop.time())
 
 
 class RateLimiter:
@@ -133,8 +167,7 @@ class RateLimiter:
         self._worker: asyncio.Task[None] | None = None
 
     async def take(self, subject: str, limit: Limit) -> Verdict:
-        # Hashed: an address or id that came from outside is never part of a key as it came.
-        key = f"rl:{limit.name}:{hashlib.sha256(subject.encode()).hexdigest()[:32]}"
+        key = _key_of(limit.name, subject)
         if time.monotonic() < self._redis_back_at:
             return self._local.take(key, limit)
         ask = _Ask(key=key, limit=limit, answer=asyncio.get_running_loop().create_future())
@@ -162,17 +195,10 @@ class RateLimiter:
         """The script's answers in order, None if Redis did not answer in time."""
         if time.monotonic() < self._redis_back_at:
             return None
-        call = asyncio.create_task(self._run_script(batch))
-        for patience_s in _PATIENCE_S:
-            # Looked at more than once: a busy loop that has not yet read the answer is no absent Redis.
-            await asyncio.wait({call}, timeout=patience_s)
-            if call.done():
-                break
-        if not call.done():
-            call.cancel()
         try:
-            return await call
-        except (RedisError, OSError, TimeoutError, asyncio.CancelledError) as error:
+            async with _Patience():
+                return await self._run_script(batch)
+        except (RedisError, OSError, TimeoutError) as error:
             self._redis_back_at = time.monotonic() + RETRY_REDIS_AFTER_S
             log.warning("rate_limiter_local", error=type(error).__name__)
             return None

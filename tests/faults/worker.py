@@ -20,7 +20,7 @@ from libs.common.broker.publisher import BrokerUnavailable, Unroutable
 from libs.common.database import Connection
 from libs.common.events import Event
 from libs.common.events.agents import RunStarted
-from libs.common.telemetry import configure_logging
+from libs.common.logs import configure_logging
 
 CONTROLS: Final = ("inbox off", "ack early", "cursor outbox", "not mandatory")
 

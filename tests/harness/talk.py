@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from libs.common.telemetry import configure_logging
+from libs.common.logs import configure_logging
 
 
 class Talk:

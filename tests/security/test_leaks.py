@@ -22,7 +22,7 @@ from libs.common import database as db
 from libs.common.events.gateway import RunRequested
 from libs.common.http import Edge, create_app
 from libs.common.ids import new_id
-from libs.common.telemetry import describe_error
+from libs.common.logs import describe_error
 from services.gateway.mail.jobs import MailSender
 from tests.harness.database import TestDatabase
 from tests.harness.house import House, open_house

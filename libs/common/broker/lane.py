@@ -26,7 +26,8 @@ from libs.common.broker.publisher import BrokerPublisher, BrokerUnavailable
 from libs.common.database import Connection, Database, DatabaseUnavailable
 from libs.common.errors import LimitExceeded, Unavailable, VentureError
 from libs.common.events import CATALOGUE, Envelope, Event, MalformedEvent
-from libs.common.telemetry import MESSAGES, in_span, log_handled, start_span
+from libs.common.logs import log_handled
+from libs.common.telemetry import MESSAGES, in_span, start_span
 
 log = structlog.get_logger(__name__)
 

@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from libs.common.clock import Clock
-from libs.common.telemetry import redact
+from libs.common.redaction import redact
 from services.gateway.console.charts import HEIGHT, WIDTH
 from services.gateway.console.domain import measured, plain_name
 from services.gateway.console.door import Entrant

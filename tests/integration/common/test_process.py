@@ -70,3 +70,43 @@ async def test_an_answer_may_take_longer_than_its_request_and_the_connection_goe
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
         for _ in range(2):
             assert (await client.post("/", content=b"a" * 200_000)).text == "ok"
+
+
+async def test_who_was_answered_once_may_not_let_the_next_request_drip_in_either(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with asyncio.timeout(20):
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        writer.write(b"GET / HTTP/1.1\r\nHo")
+        with suppress(ConnectionResetError):
+            assert await reader.read() == b""
+    writer.close()
+
+
+async def test_an_answer_leaves_in_one_piece() -> None:
+    service = Service(name="a-service", app=_answer, health_app=_answer)
+    async with serving(service, host="127.0.0.1", port=0) as running, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        for _ in range(20):
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (await reader.read(65_536)).endswith(b"ok")
+        writer.close()
+
+
+async def test_whoever_does_not_read_is_not_sent_more_than_the_buffers_hold() -> None:
+    sent = 0
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        nonlocal sent
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(1_000):
+            await send({"type": "http.response.body", "body": b"a" * 100_000, "more_body": True})
+            sent += 1
+
+    service = Service(name="a-service", app=app, health_app=app)
+    async with serving(service, host="127.0.0.1", port=0) as running, asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port, limit=1_000)
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert await reader.read(1)
+        assert 0 < sent < 500  # the system's own buffers take some megabytes
+        writer.transport.abort()
