@@ -16,7 +16,6 @@ from opentelemetry import trace
 from libs.common.clock import system_clock
 from libs.common.errors import VentureError
 from libs.common.redaction import redact, redact_text
-from libs.common.telemetry import current_trace_id
 
 
 def _redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -129,12 +128,12 @@ def log_request(
         _lines.add("request", {**said, "request_id": redact_text(request_id)}, trace_id=trace_id)
 
 
-def log_handled(*, queue: str, outcome: str, message_id: str) -> None:
+def log_handled(*, queue: str, outcome: str, message_id: str, trace_id: str | None) -> None:
     """The one line of log a message has; as for a request."""
     if _lines is not None:
         shown = redact_text(message_id)
         said = {"queue": queue, "outcome": outcome, "message_id": shown}
-        _lines.add("message_handled", said, trace_id=current_trace_id())
+        _lines.add("message_handled", said, trace_id=trace_id)
 
 
 def configure_logging(*, service: str, level: str) -> None:

@@ -252,7 +252,7 @@ def _bearer(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
     return _after_bearer(next((value for name, value in headers if name == b"authorization"), b""))
 
 
-@lru_cache(maxsize=10_000)
+@lru_cache(maxsize=2_000)
 def _as_subject(user_id: UUID) -> str:
     return f"user:{user_id}"
 

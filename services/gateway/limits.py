@@ -113,7 +113,7 @@ class LocalLimiter:
         return judge(limit, allowed=allowed, over_us=max(0.0, over_us), until_empty_us=tat - now_us)
 
 
-@lru_cache(maxsize=10_000)
+@lru_cache(maxsize=2_000)
 def _key_of(limit_name: str, subject: str) -> str:
     """Hashed: an address or id that came from outside is never part of a key as it came."""
     return f"rl:{limit_name}:{hashlib.sha256(subject.encode()).hexdigest()[:32]}"

@@ -19,6 +19,7 @@ from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from opentelemetry.trace import Span, SpanKind
+from prometheus_client import Histogram
 
 from libs.common import inbox
 from libs.common.broker import topology
@@ -27,7 +28,7 @@ from libs.common.database import Connection, Database, DatabaseUnavailable
 from libs.common.errors import LimitExceeded, Unavailable, VentureError
 from libs.common.events import CATALOGUE, Envelope, Event, MalformedEvent
 from libs.common.logs import log_handled
-from libs.common.telemetry import MESSAGES, in_span, start_span
+from libs.common.telemetry import MESSAGES, in_span, start_span, trace_id_of
 
 log = structlog.get_logger(__name__)
 
@@ -96,6 +97,7 @@ class Lane:
         self._channel: AbstractChannel | None = None
         self._consumer_tag = ""
         self._arrived: asyncio.Queue[Message | None] = asyncio.Queue()
+        self._timers: dict[str, Histogram] = {}
         self._batch = BATCH if subscription.many is None else MANY_BATCH
         self.name = topology.queue_name(service, subscription.event.type)
         self.lost: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -179,7 +181,7 @@ class Lane:
             with in_span(span, end_on_exit=True):
                 outcome = await self._park(message, reason=error.code, error=error)
                 await self._ack(message)
-                self._tell(message, outcome, started)
+                self._tell(message, outcome, started, span)
             return None
         return Delivery(message=message, event=event, span=span, started=started)
 
@@ -215,15 +217,15 @@ class Lane:
         await self._ack(max((it.message for it in deliveries), key=lambda it: it.tag), and_all_before=True)
         done = set(handled)
         for delivery in deliveries:
-            with in_span(delivery.span, end_on_exit=True):
-                self._tell(delivery.message, "done" if delivery in done else "duplicate", delivery.started)
+            self._tell(delivery.message, "done" if delivery in done else "duplicate", delivery.started, delivery.span)
+            delivery.span.end()
         return ()
 
     async def _settle_alone(self, delivery: Delivery) -> None:
         with in_span(delivery.span, end_on_exit=True):
             outcome = await self._end(delivery)
             await self._ack(delivery.message)
-            self._tell(delivery.message, outcome, delivery.started)
+            self._tell(delivery.message, outcome, delivery.started, delivery.span)
 
     async def _end(self, delivery: Delivery) -> str:
         """Handle one message, or put it where its error says; return which."""
@@ -255,9 +257,13 @@ class Lane:
             self._subscription.wake()
         return "done"
 
-    def _tell(self, message: Message, outcome: str, started: float) -> None:
-        log_handled(queue=self.name, outcome=outcome, message_id=str(message.message_id))
-        MESSAGES.labels(self.name, outcome).observe(time.perf_counter() - started)
+    def _tell(self, message: Message, outcome: str, started: float, span: Span) -> None:
+        message_id = str(message.message_id)
+        log_handled(queue=self.name, outcome=outcome, message_id=message_id, trace_id=trace_id_of(span))
+        timer = self._timers.get(outcome)
+        if timer is None:  # looked up once: finding a metric by its labels costs more than counting in it
+            timer = self._timers[outcome] = MESSAGES.labels(self.name, outcome)
+        timer.observe(time.perf_counter() - started)
 
     async def _retry_later(self, message: Message, error: Exception) -> str:
         attempt = _attempt(message)
