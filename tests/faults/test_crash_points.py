@@ -13,6 +13,7 @@ import pytest
 from ops.stack.stack import Stack
 from tests.faults.crashing import POINTS
 from tests.faults.other_programs import started_otherwise
+from tests.faults.soak.books import BrokenPromise
 from tests.faults.soak.load import SETTINGS, open_load
 from tests.faults.soak.money import wait_for
 
@@ -43,17 +44,22 @@ async def test_death_between_two_systems_loses_nothing(
     async def is_spent() -> bool:
         return left.read_text(encoding="ascii") == "0"
 
+    print(f"seed {seed}")  # at once: who fails before the verdict is to be repeated, too
     began = time.monotonic()
     module = f"-m services.{point.service}.main"
     crashing = f"-m tests.faults.crashing {point.service} {shlex.quote(name)} {left}"
     async with open_load(roomy_stack, seed=seed, visitors=VISITORS) as load:
-        async with (
-            started_otherwise(roomy_stack, point.service, lambda script: script.replace(module, crashing)),
-            asyncio.TaskGroup() as group,
-        ):
-            load.start(group)
-            await wait_for(is_spent, what=f"{DEATHS} deaths", within_s=PATIENCE_S, every_s=0.2)
-            load.over.set()
+        try:
+            async with (
+                started_otherwise(roomy_stack, point.service, lambda script: script.replace(module, crashing)),
+                asyncio.TaskGroup() as group,
+            ):
+                load.start(group)
+                await wait_for(is_spent, what=f"{DEATHS} deaths", within_s=PATIENCE_S, every_s=0.2)
+                load.over.set()
+        except* BrokenPromise:
+            print(f"still to be fetched from Stripe: {await load.promises.open_work_at_stripe()}")
+            raise
         await load.promises.settle()
         verdict, parked = await load.promises.verdict(seed), await load.promises.parked()
     print(

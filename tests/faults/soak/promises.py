@@ -149,6 +149,17 @@ class Promises:
             wrong += {said[user_id][who] for who in ("profile", "account", "metering", "agents")} != {tier}
         return {"plans unlike Stripe's": wrong} if wrong else {}
 
+    async def open_work_at_stripe(self) -> list[dict[str, Any]]:
+        """What billing has still to fetch, and why not yet: for whoever finds a plan missing."""
+        return await self._fetch(
+            """SELECT object_id, wanted - done AS reasons, attempts, last_error, due_at - now() AS due_in,
+                   leased_until - now() AS leased_for
+               FROM billing.refreshes WHERE done < wanted
+               UNION ALL
+               SELECT id, NULL, NULL, concat_ws(' ', status, user_id, tier), NULL, NULL
+               FROM billing.subscriptions WHERE user_id IS NULL OR tier IS NULL"""
+        )
+
     async def parked(self) -> int:
         connection = await aio_pika.connect(self.amqp_url)
         waiting = 0
