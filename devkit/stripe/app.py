@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import re
+import signal
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import cast
@@ -174,6 +175,15 @@ def _response(call: Call, answer: Answer, fault: Fault | None) -> Response:
     return Response(answer.body, answer.status, headers, media_type="application/json")
 
 
+def _end_with(loop: asyncio.Task[None]) -> None:
+    """End the process with the loop, so that it is started again.
+
+    One that still answers but delivers nothing would look to its users like payments that are lost.
+    """
+    if not loop.cancelled() and loop.exception() is not None:
+        signal.raise_signal(signal.SIGTERM)
+
+
 def build_app(world: World) -> ASGIApp:
     """The whole HTTP surface; its lifespan runs the clocks and the deliveries."""
     deliverer, timekeeper = Deliverer(world), Timekeeper(world)
@@ -183,6 +193,8 @@ def build_app(world: World) -> ASGIApp:
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:
         async with asyncio.TaskGroup() as group:
             loops = [group.create_task(deliverer.run()), group.create_task(timekeeper.run())]
+            for loop in loops:
+                loop.add_done_callback(_end_with)
             yield
             for loop in loops:
                 loop.cancel()

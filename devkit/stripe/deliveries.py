@@ -124,7 +124,8 @@ class Deliverer:
         }
         try:
             answer = await client.post(endpoint.get("_url") or endpoint["url"], content=payload, headers=headers)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, AttributeError) as error:
+            # AttributeError: the backend asks a socket for its address that has just gone with the server behind it.
             return None, f"{type(error).__name__}: {error}"
         return answer.status_code, None
 

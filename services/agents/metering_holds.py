@@ -6,6 +6,7 @@ import httpx
 import structlog
 
 from libs.common import service_tokens
+from libs.common.httpx_failures import HTTPX_FAILURES
 from libs.common.telemetry import current_traceparent
 
 log = structlog.get_logger(__name__)
@@ -30,7 +31,7 @@ class MeteringHolds:
             answer = await self._client.put(
                 f"/internal/holds/{run_id}", json={"amounts": {"tokens": tokens}}, headers=headers
             )
-        except httpx.HTTPError as error:
+        except HTTPX_FAILURES as error:
             log.warning("hold_not_extended", run_id=str(run_id), error=type(error).__name__)
             return False
         log.info("hold_extension_answered", run_id=str(run_id), tokens=tokens, status=answer.status_code)

@@ -9,6 +9,7 @@ from fastapi import Request, Response
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from libs.common.httpx_failures import HTTPX_FAILURES
 from services.gateway.auth.domain import AuthError
 from services.gateway.auth.errors import render
 from services.gateway.project.state import Project
@@ -68,7 +69,7 @@ class Relay:
         )
         try:
             answer = await self._project.client.send(sent, stream=True)
-        except httpx.HTTPError:
+        except HTTPX_FAILURES:
             error = AuthError(503, "unexpected_failure", "The sign-in service does not answer, please try again")
             return _refuse(request, error)
         kept = {name: value for name, value in answer.headers.items() if name in _PASSED_BACK}

@@ -15,6 +15,7 @@ import structlog
 from jwt import PyJWK
 
 from libs.common.database import Connection
+from libs.common.httpx_failures import HTTPX_FAILURES
 from services.gateway.domain import Identity, InvalidAccessToken, SignInRequired
 from services.gateway.project import queries
 from services.gateway.project.domain import (
@@ -81,7 +82,7 @@ class Project:
     ) -> httpx.Response:
         try:
             response = await self.client.request(method, path, headers=headers, json=body)
-        except httpx.HTTPError as error:
+        except HTTPX_FAILURES as error:
             raise ProjectUnavailable("The sign-in service does not answer.", retry_after_s=2) from error
         if response.status_code >= 500 or response.status_code == 429:  # noqa: PLR2004
             raise ProjectUnavailable("The sign-in service cannot answer now.", retry_after_s=2)

@@ -87,7 +87,13 @@ class Promises:
                     await self._look_at_all(connection)
                     seldom_at = time.monotonic()
                 self.snapshots += 1
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            except (
+                OSError,
+                TimeoutError,
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                asyncpg.InternalClientError,  # the driver's state, when its connection breaks in a certain moment
+            ):
                 continue
             finally:
                 connection.terminate()

@@ -118,15 +118,22 @@ async def test_metering_holds_more_and_the_run_settles_what_it_used(
     assert [counter["held_value"] for counter in counters] == [0] * len(counters)
 
 
-@pytest.mark.parametrize(("status", "granted"), [(200, True), (429, False), (404, False), (503, False), (None, False)])
-async def test_whatever_is_not_a_clear_yes_is_a_no(status: int | None, *, granted: bool) -> None:
+# httpx lets an AttributeError out when metering goes in the very moment in which a connection to it is made.
+NO_ANSWERS = [httpx.ConnectTimeout("away"), AttributeError("'NoneType' object has no attribute 'getpeername'")]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "granted"),
+    [(200, True), (429, False), (404, False), (503, False), *((failure, False) for failure in NO_ANSWERS)],
+)
+async def test_whatever_is_not_a_clear_yes_is_a_no(outcome: int | Exception, *, granted: bool) -> None:
     seen: list[httpx.Request] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
         seen.append(request)
-        if status is None:
-            raise httpx.ConnectTimeout("away")
-        return httpx.Response(status, json={})
+        if isinstance(outcome, Exception):
+            raise outcome
+        return httpx.Response(outcome, json={})
 
     run_id, user_id = new_id(), new_id()
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://metering") as client:
