@@ -55,7 +55,7 @@ class Together(Generic[Ask, Verdict]):
         self._weigh = weigh
         self._name = name
         self._line: deque[_Waiting] = deque()
-        self._lanes: set[asyncio.Task[None] | None] = set()
+        self._lanes: set[asyncio.Task[None]] = set()
         self.waiting = 0
         """The weight of what is in line."""
 
@@ -90,7 +90,8 @@ class Together(Generic[Ask, Verdict]):
         finally:
             # In the same breath as the last look at the line: a lane that is over but still counted would let whoever
             # asks again at once wait for nobody.
-            self._lanes -= {asyncio.current_task()}
+            if lane := asyncio.current_task():
+                self._lanes.discard(lane)
 
     async def _do(self, batch: Sequence[_Waiting]) -> None:
         try:
