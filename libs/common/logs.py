@@ -69,8 +69,7 @@ def _as_text(event: Any, **_kwargs: Any) -> str:
 class Lines:
     """What requests and messages leave, written past structlog and logging, the lines of one turn of the loop at once.
 
-    Those two cost 0.03 ms of a read's 0.2, and a system call a line as much as the rest of it; at whose other end
-    somebody woke up for each.
+    Those two cost 0.03 ms of a read's 0.2, and a line written alone is a system call, which wakes up whoever reads it.
     """
 
     def __init__(self, handler: "logging.StreamHandler[Any]", *, service: str) -> None:

@@ -45,7 +45,7 @@ def with_cors(app: ASGIApp, *, origins: Sequence[str]) -> ASGIApp:
 
 
 class _Cors(CORSMiddleware):
-    """Starlette's, which takes 4 % of a read at the gateway to tell those who name no origin that the answer varies."""
+    """Starlette's, with a short way for those who name no origin: they are told that the answer varies, and no more."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if b"origin" in [name for name, _ in scope.get("headers", ())]:
