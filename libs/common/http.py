@@ -250,8 +250,7 @@ class ServiceAuth:
 
     def __init__(self, app: ASGIApp, *, secret: str, audience: str) -> None:
         self._app = app
-        self._secret = secret
-        self._audience = audience
+        self._tokens = service_tokens.Verifier(secret, audience=audience)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith("/internal"):
@@ -267,7 +266,7 @@ class ServiceAuth:
         if len(values) != 1 or not values[0].startswith(b"Bearer "):
             raise ServiceTokenRefused("A service token is needed here.")
         token = values[0].removeprefix(b"Bearer ").decode("latin-1")
-        return service_tokens.verify(token, self._secret, audience=self._audience)
+        return self._tokens.verify(token)
 
 
 async def _current_caller(request: Request) -> Caller:  # async: a plain function would cost a thread hop

@@ -3,7 +3,9 @@
 The callee trusts nothing else: identity headers a client may send are neither forwarded nor read.
 """
 
+import hashlib
 import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,7 +17,9 @@ from libs.common.errors import ServiceTokenRefused, Unauthenticated
 from libs.common.ids import new_id
 
 LIFETIME_S: Final = 60
+LEEWAY_S: Final = 5
 ALGORITHM: Final = "HS256"
+REMEMBERED: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,25 +47,51 @@ def mint(secret: str, *, issuer: str, audience: str, user: Mapping[str, Any] | N
     return jwt.encode(claims, secret, algorithm=ALGORITHM)
 
 
-def verify(token: str, secret: str, *, audience: str) -> Caller:
-    """Raises ServiceTokenRefused unless the token is ours, unexpired, short-lived, and made for `audience` alone."""
+class Verifier:
+    """Knows our tokens for `audience`, and remembers those it has seen until they expire.
+
+    A caller signs one for 20 s and sends it with each call of that time. Checking it takes a third of the processor
+    time of a whole reservation.
+    """
+
+    def __init__(self, secret: str, *, audience: str, remembered: int = REMEMBERED) -> None:
+        self._secret = secret
+        self._audience = audience
+        self._remembered = remembered
+        self._seen: OrderedDict[bytes, tuple[int, Caller]] = OrderedDict()
+
+    def verify(self, token: str) -> Caller:
+        """Raises ServiceTokenRefused unless the token is ours, unexpired, short-lived, and made for us alone."""
+        # By the whole token's hash, so that how long the search takes says nothing about tokens that are valid.
+        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        expires_at, caller = self._seen.get(digest, (0, None))
+        if caller is None or expires_at <= time.time() - LEEWAY_S:
+            expires_at, caller = _check(token, self._secret, self._audience)
+            self._seen[digest] = (expires_at, caller)
+            if len(self._seen) > self._remembered:
+                self._seen.popitem(last=False)
+        return caller
+
+
+def _check(token: str, secret: str, audience: str) -> tuple[int, Caller]:
     try:
         claims = jwt.decode(
             token,
             secret,
             algorithms=[ALGORITHM],
             audience=audience,
-            leeway=5,
+            leeway=LEEWAY_S,
             options={"require": ["exp", "iat", "iss", "aud", "jti"], "strict_aud": True},
         )
         user: Mapping[str, Any] = claims.get("user") or {}
         if claims["exp"] - claims["iat"] > LIFETIME_S:
             raise ServiceTokenRefused("The service token lives too long.")
-        return Caller(
+        caller = Caller(
             service=str(claims["iss"]),
             user_id=UUID(str(user["sub"])) if user.get("sub") else None,
             role=str(user.get("role", "anon")),
             claims=user,
         )
+        return int(claims["exp"]), caller
     except (jwt.PyJWTError, ValueError, TypeError, AttributeError) as error:
         raise ServiceTokenRefused("The service token is not valid here.") from error

@@ -11,6 +11,8 @@ import pytest
 
 from libs.common import service_tokens
 from libs.common.errors import Unauthenticated
+from libs.common.service_tokens import Verifier
+from tests.harness.patience import eventually
 
 SECRET = "a-service-token-secret-of-this-test-0123456789"
 USER = {"sub": str(uuid4()), "role": "authenticated"}
@@ -40,7 +42,7 @@ def signed(secret: str = SECRET, algorithm: str = "HS256", **changed: Any) -> st
 
 def test_a_token_says_who_calls_for_whom_and_dies_within_a_minute() -> None:
     token = service_tokens.mint(SECRET, issuer="gateway", audience="metering", user=USER)
-    caller = service_tokens.verify(token, SECRET, audience="metering")
+    caller = Verifier(SECRET, audience="metering").verify(token)
     assert (caller.service, str(caller.user_id), caller.role) == ("gateway", USER["sub"], "authenticated")
     said = jwt.decode(token, SECRET, algorithms=["HS256"], audience="metering")
     assert said["exp"] - said["iat"] <= 60
@@ -80,5 +82,34 @@ NOW = int(time.time())
     ids=lambda item: item[0],
 )  # fmt: skip
 def test_what_is_no_such_token_is_refused(token: tuple[str, str]) -> None:
-    with pytest.raises(Unauthenticated):
-        service_tokens.verify(token[1], SECRET, audience="metering")
+    verifier = Verifier(SECRET, audience="metering")
+    for _ in range(2):  # what was refused is not remembered as known
+        with pytest.raises(Unauthenticated):
+            verifier.verify(token[1])
+
+
+async def test_a_remembered_token_dies_with_its_expiry() -> None:
+    verifier = Verifier(SECRET, audience="metering")
+    now = int(time.time())
+    token = signed(iat=now - 50, exp=now - service_tokens.LEEWAY_S + 2)
+    assert verifier.verify(token) is verifier.verify(token)
+
+    async def is_refused() -> bool:
+        try:
+            verifier.verify(token)
+        except Unauthenticated:
+            return True
+        return False
+
+    await eventually(is_refused, within_s=10)
+    assert time.time() >= now + 2
+
+
+def test_a_verifier_forgets_the_oldest_of_many_tokens() -> None:
+    verifier = Verifier(SECRET, audience="metering", remembered=2)
+    first, *others = [signed() for _ in range(3)]
+    before = verifier.verify(first)
+    for token in others:
+        verifier.verify(token)
+    assert verifier.verify(first) == before
+    assert verifier.verify(first) is not before

@@ -143,4 +143,4 @@ async def test_whatever_is_not_a_clear_yes_is_a_no(outcome: int | Exception, *, 
     assert (request.method, request.url.path) == ("PUT", f"/internal/holds/{run_id}")
     assert orjson.loads(request.content) == {"amounts": {"tokens": 5_000}}
     token = request.headers["authorization"].removeprefix("Bearer ")
-    assert service_tokens.verify(token, SERVICE_TOKEN_SECRET, audience="metering").user_id == user_id
+    assert service_tokens.Verifier(SERVICE_TOKEN_SECRET, audience="metering").verify(token).user_id == user_id
