@@ -33,7 +33,7 @@ def require_storable(body: Any) -> Any:
 
 def _is_storable(value: Any, *, depth: int) -> bool:
     if isinstance(value, str):
-        return "\x00" not in value and _is_utf8(value)
+        return "\x00" not in value and (value.isascii() or _is_utf8(value))
     if isinstance(value, int):
         return MIN_INTEGER <= value <= MAX_INTEGER
     if isinstance(value, dict | list) and depth == MAX_DEPTH:

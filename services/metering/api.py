@@ -150,7 +150,7 @@ def _caller(scope: Scope) -> Caller:
 
 
 def _ask(ask: HoldAsk, user_id: UUID) -> Ask:
-    return Ask(hold_id=ask.hold_id, user_id=user_id, amounts=ask.amounts, features=ask.features)
+    return Ask(hold_id=ask.hold_id, user_id=str(user_id), amounts=ask.amounts, features=ask.features)
 
 
 def _answer(verdict: Hold | BaseException) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Final
 from libs.common.database import Database
 from libs.common.errors import VentureError
 from libs.common.plans import Plans
-from libs.common.together import Together
+from libs.common.together import HELP_AFTER_S, Together
 from services.metering import operations
 from services.metering.domain import Ask, Hold
 
@@ -22,7 +22,7 @@ class HoldDesk:
     def __init__(self, database: Database, plans: Plans) -> None:
         self._database = database
         self._plans = plans
-        self._together = Together(self._reserve, lanes=LANES, name=lambda ask: ask.hold_id)
+        self._together = Together(self._reserve, lanes=LANES, help_after_s=HELP_AFTER_S, name=lambda ask: ask.hold_id)
 
     async def reserve(self, ask: Ask) -> Hold:
         """Hold what is asked for; raises the ask's own verdict, or what went wrong with the commit it was part of."""

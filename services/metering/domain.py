@@ -67,7 +67,7 @@ class Ask:
     """Asking for a hold: all the amounts or nothing, and only for who has the features. Repeatable by its id."""
 
     hold_id: UUID
-    user_id: UUID
+    user_id: str
     amounts: Amounts
     features: Sequence[str] = ()
     is_confirmed: bool = False

@@ -26,7 +26,6 @@ from services.metering.domain import (
     FeatureNotIncluded,
     Hold,
     HoldConflict,
-    HoldState,
     Metric,
     QuotaExceeded,
 )
@@ -44,13 +43,11 @@ async def reserve_many(conn: Connection, plans: Plans, asks: Sequence[Ask]) -> l
 
     The ids must differ. Verdicts are a hold, QuotaExceeded, HoldConflict, FeatureNotIncluded or AccountDeleted.
     """
-    known = await accounts.find_accounts(conn, plans, sorted({str(ask.user_id) for ask in asks}))
+    known = await accounts.find_accounts(conn, plans, sorted({ask.user_id for ask in asks}))
     verdicts: dict[UUID, Hold | VentureError] = {
-        ask.hold_id: refusal
-        for ask in asks
-        if (refusal := _not_entitled(plans, known[str(ask.user_id)], ask)) is not None
+        ask.hold_id: refusal for ask in asks if (refusal := _not_entitled(plans, known[ask.user_id], ask)) is not None
     }
-    admitted = [(ask, known[str(ask.user_id)].period) for ask in asks if ask.hold_id not in verdicts]
+    admitted = [(ask, known[ask.user_id].period) for ask in asks if ask.hold_id not in verdicts]
     claimed = await queries.insert_holds(conn, admitted)
     renewable = await _settle_repeated(conn, [ask for ask, _ in admitted if ask.hold_id not in claimed], verdicts)
     open_asks = [ask for ask, _ in admitted if ask.hold_id not in verdicts]
@@ -69,7 +66,7 @@ async def reserve_usage(
     conn: Connection, plans: Plans, *, hold_id: UUID, user_id: UUID, amounts: Amounts, is_confirmed: bool = False
 ) -> Hold:
     """Hold all the amounts or nothing; raises what `reserve_many` gives as a verdict."""
-    ask = Ask(hold_id=hold_id, user_id=user_id, amounts=amounts, is_confirmed=is_confirmed)
+    ask = Ask(hold_id=hold_id, user_id=str(user_id), amounts=amounts, is_confirmed=is_confirmed)
     (verdict,) = await reserve_many(conn, plans, [ask])
     if isinstance(verdict, VentureError):
         raise verdict
@@ -116,26 +113,9 @@ async def confirm_holds(conn: Connection, plans: Plans, runs: Mapping[UUID, UUID
 
     A hold nobody knows (a restored backup) is recorded without amounts, so that the run still settles once.
     """
-    holds = await queries.lock_holds(conn, sorted(runs))
-    reopened: list[UUID] = []
-    held: list[UUID] = []
-    for hold_id, user_id in runs.items():
-        hold = holds.get(hold_id) or await _record_unknown(conn, plans, hold_id=hold_id, user_id=user_id)
-        if hold is None:
-            continue
-        _require_owner(hold, user_id)
-        transition = domain.confirm(hold)
-        if transition is None:
-            continue
-        if hold.state is HoldState.HELD:
-            held.append(hold_id)
-            continue
-        await _apply(conn, hold, transition)
-        if transition.held:
-            reopened.append(hold_id)
-    if held:
-        await queries.confirm_holds(conn, held)
-    return reopened
+    confirmed = await queries.confirm_open_holds(conn, runs)
+    rest = {hold_id: user_id for hold_id, user_id in runs.items() if hold_id not in confirmed}
+    return await _confirm_odd_holds(conn, plans, rest) if rest else []
 
 
 async def settle_hold(conn: Connection, plans: Plans, settlement: Settlement) -> None:
@@ -213,6 +193,23 @@ def _not_entitled(plans: Plans, account: Account, ask: Ask) -> VentureError | No
     return None
 
 
+async def _confirm_odd_holds(conn: Connection, plans: Plans, runs: Mapping[UUID, UUID]) -> list[UUID]:
+    """Those that are confirmed, ended, somebody else's or unknown."""
+    holds = await queries.lock_holds(conn, sorted(runs))
+    reopened: list[UUID] = []
+    for hold_id, user_id in runs.items():
+        hold = holds.get(hold_id) or await _record_unknown(conn, plans, hold_id=hold_id, user_id=user_id)
+        if hold is None:
+            continue
+        _require_owner(hold, user_id)
+        transition = domain.confirm(hold)
+        if transition is not None:
+            await _apply(conn, hold, transition)
+            if transition.held:
+                reopened.append(hold_id)
+    return reopened
+
+
 async def _settle_repeated(
     conn: Connection, asks: Sequence[Ask], verdicts: dict[UUID, Hold | VentureError]
 ) -> set[UUID]:
@@ -223,7 +220,7 @@ async def _settle_repeated(
     renewable: set[UUID] = set()
     for ask in asks:
         hold = holds.get(ask.hold_id)
-        if hold is None or hold.user_id != str(ask.user_id) or not domain.is_same_ask(hold, ask):
+        if hold is None or hold.user_id != ask.user_id or not domain.is_same_ask(hold, ask):
             verdicts[ask.hold_id] = HoldConflict("This id already names another hold.")
         elif domain.needs_renewal(hold):
             renewable.add(ask.hold_id)
@@ -238,10 +235,10 @@ async def _take(
     wanted = [
         Wanted(
             key=ask.hold_id,
-            user_id=str(ask.user_id),
+            user_id=ask.user_id,
             amounts=ask.amounts,
-            account=known[str(ask.user_id)],
-            period=known[str(ask.user_id)].period,
+            account=known[ask.user_id],
+            period=known[ask.user_id].period,
         )
         for ask in asks
     ]
@@ -262,7 +259,7 @@ async def _record_unknown(conn: Connection, plans: Plans, *, hold_id: UUID, user
 
 async def _record_hold(conn: Connection, account: Account, *, hold_id: UUID, user_id: UUID) -> Hold:
     """A hold without amounts for a run nobody asked a hold for. Whoever comes second finds the first's."""
-    ask = Ask(hold_id=hold_id, user_id=user_id, amounts={}, is_confirmed=True)
+    ask = Ask(hold_id=hold_id, user_id=str(user_id), amounts={}, is_confirmed=True)
     made = await queries.insert_holds(conn, [(ask, account.period)])
     hold = made.get(hold_id) or await queries.lock_hold(conn, hold_id)
     if hold is None:

@@ -39,17 +39,17 @@ async def insert_holds(conn: Connection, asks: Sequence[tuple[Ask, Period]]) -> 
         ORDER BY id
         -- ON CONFLICT closes the race of two asks with one id: the second waits, then finds the first's row.
         ON CONFLICT (id) DO NOTHING
-        RETURNING id, user_id, amounts, state, period_start, period_end, created_at, confirmed_at, expires_at,
-            settled_at
+        RETURNING id, created_at, expires_at
         """,
         [ask.hold_id for ask, _ in asks],
-        [str(ask.user_id) for ask, _ in asks],
+        [ask.user_id for ask, _ in asks],
         [orjson.dumps(dict(ask.amounts), option=orjson.OPT_NON_STR_KEYS).decode() for ask, _ in asks],
         [period.start for _, period in asks],
         [period.end for _, period in asks],
         [ask.is_confirmed for ask, _ in asks],
     )
-    return {hold.id: hold for hold in map(_hold, rows)}
+    asked = {ask.hold_id: (ask, period) for ask, period in asks}
+    return {hold.id: hold for hold in (_new_hold(*asked[row["id"]], row) for row in rows)}
 
 
 async def delete_holds(conn: Connection, hold_ids: Sequence[UUID]) -> None:
@@ -136,14 +136,25 @@ async def extend_hold(conn: Connection, hold_id: UUID, amounts: Amounts) -> Hold
     return _hold(row)
 
 
-async def confirm_holds(conn: Connection, hold_ids: Sequence[UUID]) -> None:
-    """Let locked holds that are held live as long as a run may."""
-    await conn.execute(
+async def confirm_open_holds(conn: Connection, runs: Mapping[UUID, UUID]) -> set[UUID]:
+    """Let the holds of these runs that are held for their users live as long as a run may; return which."""
+    rows = await conn.fetch(
         """
-        UPDATE metering.holds SET confirmed_at = now(), expires_at = now() + interval '24 hours' WHERE id = ANY($1)
+        WITH locked AS (
+            SELECT h.id, h.state = 'held' AND h.confirmed_at IS NULL AND h.user_id = run.user_id AS is_open
+            FROM metering.holds AS h JOIN unnest($1::uuid[], $2::text[]) AS run(id, user_id) USING (id)
+            ORDER BY h.id
+            -- FOR UPDATE, also of those that are not open: whoever looks at them next locks nothing out of order.
+            FOR UPDATE OF h
+        )
+        UPDATE metering.holds AS h SET confirmed_at = now(), expires_at = now() + interval '24 hours'
+        FROM locked WHERE h.id = locked.id AND locked.is_open
+        RETURNING h.id
         """,
-        list(hold_ids),
+        list(runs),
+        [str(user_id) for user_id in runs.values()],
     )
+    return {row["id"] for row in rows}
 
 
 async def mark_hold(conn: Connection, hold_id: UUID, transition: Transition) -> None:
@@ -221,28 +232,28 @@ async def lock_counters(conn: Connection, keys: Sequence[Counter]) -> dict[Count
 async def take_quota(conn: Connection, takings: Mapping[Counter, Taking]) -> set[Counter]:
     """Hold each amount that fits under its ceiling; return the counters it was taken from.
 
-    This conditional statement is what decides: a counter that was made since the rows were locked can refuse.
+    This conditional statement is what decides: a counter that was made since the rows were locked can refuse. No
+    user's metric may be named in two periods.
     """
     keys = sorted(takings)
+    ceilings = {f"{key[0]} {key[1]}": _ceiling(takings[key]) for key in keys}
+    if len(ceilings) != len(keys):
+        raise ValueError("a user's metric is named in two periods")
     rows = await conn.fetch(
         """
-        WITH asked AS (
-            SELECT user_id, metric, period_start, period_end, amount, ceiling
-            FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::bigint[], $6::bigint[])
-                AS a(user_id, metric, period_start, period_end, amount, ceiling)
-        )
         INSERT INTO usage_metrics AS u (user_id, metric_type, period_start, period_end, held_value)
-        SELECT user_id, metric, period_start, period_end, amount FROM asked WHERE amount <= ceiling
+        SELECT user_id, metric, period_start, period_end, amount
+        FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::bigint[])
+            AS a(user_id, metric, period_start, period_end, amount)
+        WHERE amount <= ($6::jsonb ->> (user_id || ' ' || metric))::bigint
         ORDER BY user_id, metric, period_start
         -- ON CONFLICT locks the counter and decides on its newest value: asks at the same time pass one by one, also
-        -- when the row is just being made, or deleted by an operator.
+        -- when the row is just being made, or deleted by an operator. The ceilings are looked up in one value: in
+        -- rows, each counter would search through all of them.
         ON CONFLICT (user_id, metric_type, period_start) DO UPDATE
         SET held_value = u.held_value + EXCLUDED.held_value, updated_at = now()
-        WHERE u.metric_value + u.held_value + EXCLUDED.held_value <= (
-            SELECT a.ceiling FROM asked AS a
-            WHERE (a.user_id, a.metric, a.period_start)
-                = (EXCLUDED.user_id, EXCLUDED.metric_type, EXCLUDED.period_start)
-        )
+        WHERE u.metric_value + u.held_value + EXCLUDED.held_value
+            <= ($6::jsonb ->> (EXCLUDED.user_id || ' ' || EXCLUDED.metric_type))::bigint
         RETURNING u.user_id, u.metric_type, u.period_start
         """,
         [key[0] for key in keys],
@@ -250,9 +261,13 @@ async def take_quota(conn: Connection, takings: Mapping[Counter, Taking]) -> set
         [key[2] for key in keys],
         [takings[key].period_end for key in keys],
         [takings[key].amount for key in keys],
-        [UNLIMITED if takings[key].ceiling is None else takings[key].ceiling for key in keys],
+        ceilings,
     )
     return {(row["user_id"], row["metric_type"], row["period_start"]) for row in rows}
+
+
+def _ceiling(taking: Taking) -> int:
+    return UNLIMITED if taking.ceiling is None else taking.ceiling
 
 
 async def give_quota_back(conn: Connection, amounts: Mapping[Counter, int]) -> None:
@@ -333,6 +348,20 @@ async def delete_counters_of_tier(conn: Connection, *, tier: str) -> int:
             AND coalesce((SELECT e.tier FROM metering.entitlements AS e WHERE e.user_id = c.user_id), 'free') = $1
         """,
         tier,
+    )
+
+
+def _new_hold(ask: Ask, period: Period, row: Record) -> Hold:
+    return Hold(
+        id=ask.hold_id,
+        user_id=ask.user_id,
+        amounts=ask.amounts,
+        state=HoldState.HELD,
+        period=period,
+        expires_at=row["expires_at"],
+        created_at=row["created_at"],
+        is_confirmed=ask.is_confirmed,
+        is_booked=False,
     )
 
 

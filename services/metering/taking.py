@@ -1,4 +1,7 @@
-"""Taking quota: under locked counters it is worked out who gets how much, and one conditional statement decides."""
+"""Taking quota: one conditional statement decides.
+
+Where all asks of a user fit it is the only one; where not, it is worked out under locked counters who gets how much.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +15,6 @@ from services.metering import domain, queries
 from services.metering.accounts import domain as account_rules
 from services.metering.accounts.domain import Account
 from services.metering.domain import Amounts, Period, QuotaExceeded, Tally, Usage
-from services.metering.grants.domain import Credits
 from services.metering.grants.operations import credits_of
 from services.metering.queries import Counter, Taking
 
@@ -35,12 +37,43 @@ class Wanted:
 
 async def take(conn: Connection, plans: Plans, wanted: Sequence[Wanted]) -> dict[UUID, QuotaExceeded]:
     """Take what fits from the counters; return the refusals. What is decided is what the conditional statement took."""
+    if any(ask.account.has_grants for ask in wanted):
+        # Grants are locked after counters: who has no counter to lock would lock them the other way round.
+        await queries.make_counters(
+            conn, {ask.counter(metric): ask.period.end for ask in wanted for metric in ask.amounts}
+        )
+    else:
+        wanted = await _take_at_once(conn, plans, wanted)
+    return await _decide(conn, plans, wanted) if wanted else {}
+
+
+async def _take_at_once(conn: Connection, plans: Plans, wanted: Sequence[Wanted]) -> Sequence[Wanted]:
+    """Take for all whose asks fit together, as nearly all do, in one statement; return the asks of everybody else.
+
+    Afterwards the counters of everybody are there and locked, so that deciding locks nothing out of order.
+    """
+    limits, takings = _limits(plans, wanted), dict[Counter, Taking]()
+    for ask in wanted:
+        for metric, amount in ask.amounts.items():
+            key = ask.counter(metric)
+            before = takings[key].amount if key in takings else 0
+            takings[key] = Taking(period_end=ask.period.end, amount=before + amount, ceiling=limits.get(key))
+    if any(taking.ceiling is not None and taking.amount > taking.ceiling for taking in takings.values()):
+        return wanted  # the statement would not touch, and so not lock, a counter that can never have room
+    taken = await queries.take_quota(conn, takings)
+    if taken == takings.keys():
+        return []
+    short = {user_id for user_id, _, _ in takings.keys() - taken}
+    back = {key: takings[key].amount for key in taken if key[0] in short}
+    if back:
+        await queries.give_quota_back(conn, back)
+    return [ask for ask in wanted if ask.user_id in short]
+
+
+async def _decide(conn: Connection, plans: Plans, wanted: Sequence[Wanted]) -> dict[UUID, QuotaExceeded]:
     counters = sorted({ask.counter(metric) for ask in wanted for metric in ask.amounts})
     now = wanted[0].account.read_at
     ends = {ask.counter(metric): ask.period.end for ask in wanted for metric in ask.amounts}
-    if any(ask.account.has_grants for ask in wanted):
-        # Grants are locked after counters: who has no counter to lock would lock them the other way round.
-        await queries.make_counters(conn, ends)
     for _ in range(MAX_ROUNDS):
         usage = await queries.lock_counters(conn, counters)
         ceilings = await _ceilings(conn, plans, wanted, usage, now)
@@ -69,25 +102,25 @@ async def _ceilings(
     conn: Connection, plans: Plans, wanted: Sequence[Wanted], usage: Mapping[Counter, Usage], now: datetime
 ) -> dict[Counter, int]:
     """The limit of each counter, with what grants add to it; counters without a limit are left out."""
-    ceilings: dict[Counter, int] = {}
-    for user_id, period, account in _users_of(wanted):
-        limits = account_rules.limits_of(plans, account)
+    ceilings = _limits(plans, wanted)
+    granted = {(ask.user_id, ask.period): ask.account for ask in wanted if ask.account.has_grants}
+    for user_id, period in sorted(granted, key=lambda one: (one[0], one[1].start)):
+        limits = account_rules.limits_of(plans, granted[user_id, period])
         metrics = {m for ask in wanted if (ask.user_id, ask.period) == (user_id, period) for m in ask.amounts}
-        credit: Mapping[str, Credits] = {}
-        if account.has_grants:
-            credit = await credits_of(conn, user_id=user_id, limits=limits, metrics=metrics, period=period, at=now)
-        for metric in metrics & limits.keys():
+        credit = await credits_of(conn, user_id=user_id, limits=limits, metrics=metrics, period=period, at=now)
+        for metric in metrics & limits.keys() & credit.keys():
             key = (user_id, metric, period.start)
-            ceilings[key] = limits[metric]
-            if metric in credit:
-                used = usage.get(key, Usage()).used
-                ceilings[key] = credit[metric].ceiling(limit=limits[metric], used=used)
+            ceilings[key] = credit[metric].ceiling(limit=limits[metric], used=usage.get(key, Usage()).used)
     return ceilings
 
 
-def _users_of(wanted: Sequence[Wanted]) -> list[tuple[str, Period, Account]]:
-    found = {(ask.user_id, ask.period.start): (ask.user_id, ask.period, ask.account) for ask in wanted}
-    return [found[key] for key in sorted(found)]
+def _limits(plans: Plans, wanted: Sequence[Wanted]) -> dict[Counter, int]:
+    """What the plans and overrides alone allow."""
+    limits: dict[Counter, int] = {}
+    for ask in wanted:
+        of_user = account_rules.limits_of(plans, ask.account)
+        limits |= {ask.counter(metric): of_user[metric] for metric in ask.amounts if metric in of_user}
+    return limits
 
 
 def _refusal(ask: Wanted, metric: str, tally: Tally, now: datetime) -> QuotaExceeded:

@@ -57,6 +57,8 @@ def features_of(plans: Plans, account: Account) -> Mapping[str, Any]:
 
 def missing_feature(plans: Plans, account: Account, wanted: Sequence[str]) -> str | None:
     """The first wanted feature that the user does not have: unknown, false, zero and empty all mean no."""
+    if not wanted:
+        return None
     features = features_of(plans, account)
     return next((name for name in wanted if not features.get(name)), None)
 

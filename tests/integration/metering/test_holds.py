@@ -41,7 +41,7 @@ async def release(database: Database, user_id: UUID, hold_id: UUID) -> None:
 
 async def granted(desk: HoldDesk, user_id: UUID, amounts: Amounts) -> bool:
     """Ask as a client does: what is answered with 503 is asked again under the same id."""
-    ask = Ask(hold_id=new_id(), user_id=user_id, amounts=amounts)
+    ask = Ask(hold_id=new_id(), user_id=str(user_id), amounts=amounts)
 
     async def verdict() -> bool | None:
         try:

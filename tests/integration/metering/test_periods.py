@@ -71,7 +71,7 @@ async def test_two_hundred_users_roll_over_in_the_same_instant_and_get_new_quota
 
         async def ask(user_id: UUID, number: int) -> None:
             try:
-                hold = await desks[number % 2].reserve(Ask(hold_id=new_id(), user_id=user_id, amounts={"runs": 1}))
+                hold = await desks[number % 2].reserve(Ask(hold_id=new_id(), user_id=str(user_id), amounts={"runs": 1}))
             except QuotaExceeded:
                 return
             granted[user_id, hold.period.start] += 1
