@@ -196,9 +196,15 @@ def choose_atoms(atoms: Sequence[Atom], ingredients: Ingredients) -> tuple[Choic
     atom chosen before, is left out.
     """
     asked, said = _words(ingredients), _plain_words(ingredients.task)
+    role = _plain_words(_as_text(ingredients.profile.get("role")))
+    vertical = _plain_words(_as_text(ingredients.profile.get("vertical")))
     chosen: list[Choice] = []
     for category in CATEGORIES:
-        fitting = [atom for atom in atoms if atom.category == category and _fits(atom, ingredients, chosen)]
+        fitting = [
+            atom
+            for atom in atoms
+            if atom.category == category and _is_for(atom, role, vertical) and _goes_with(atom, chosen)
+        ]
         called = [atom for atom in fitting if _score(atom, asked, said)]
         pool = called or [atom for atom in fitting if atom.is_default]
         if pool:
@@ -207,11 +213,13 @@ def choose_atoms(atoms: Sequence[Atom], ingredients: Ingredients) -> tuple[Choic
     return tuple(chosen)
 
 
-def _fits(atom: Atom, ingredients: Ingredients, chosen: Sequence[Choice]) -> bool:
-    role = _plain_words(_as_text(ingredients.profile.get("role")))
-    vertical = _plain_words(_as_text(ingredients.profile.get("vertical")))
-    if (atom.target_roles and not atom.target_roles & role) or (atom.verticals and not atom.verticals & vertical):
-        return False
+def _is_for(atom: Atom, role: set[str], vertical: set[str]) -> bool:
+    return bool(
+        (not atom.target_roles or atom.target_roles & role) and (not atom.verticals or atom.verticals & vertical)
+    )
+
+
+def _goes_with(atom: Atom, chosen: Sequence[Choice]) -> bool:
     return not any(atom.key in it.atom.incompatible_with or it.atom.key in atom.incompatible_with for it in chosen)
 
 
