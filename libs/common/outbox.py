@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Any, Final, Protocol
+from typing import Any, Final, LiteralString, Protocol
 from uuid import UUID
 
 import orjson
@@ -75,20 +75,37 @@ async def add(conn: Connection, *events: Event) -> None:
 
 async def add_traced(conn: Connection, events: Sequence[tuple[Event, str | None]]) -> None:
     """The same for events of several traces at once, each with its own traceparent."""
-    await conn.execute(
-        """
-        INSERT INTO outbox (id, type, subject, data, traceparent)
-        SELECT id, type, subject, data, traceparent
-        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::text[])
-            AS event(id, type, subject, data, traceparent)
-        """,
+    await conn.execute(_INSERT, *_columns(events))
+    conn.wrote_outbox = True
+
+
+async def add_traced_with(
+    conn: Connection, events: Sequence[tuple[Event, str | None]], statement: LiteralString, *args: Any
+) -> None:
+    """The same together with another statement, in one that needs no transaction around it.
+
+    The parameters of the other are numbered from $6.
+    """
+    await conn.execute(f"WITH added AS ({_INSERT}) {statement}", *_columns(events), *args)
+    conn.wrote_outbox = True
+
+
+_INSERT: Final = """
+    INSERT INTO outbox (id, type, subject, data, traceparent)
+    SELECT id, type, subject, data, traceparent
+    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::text[])
+        AS event(id, type, subject, data, traceparent)
+    """
+
+
+def _columns(events: Sequence[tuple[Event, str | None]]) -> Sequence[list[Any]]:
+    return (
         [event.event_id for event, _ in events],
         [event.type for event, _ in events],
         [event.subject for event, _ in events],
         [event.model_dump(mode="json") for event, _ in events],
         [traceparent for _, traceparent in events],
     )
-    conn.wrote_outbox = True
 
 
 async def claim_unsent(conn: Connection, *, limit: int) -> list[OutboxRow]:

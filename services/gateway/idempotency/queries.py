@@ -1,10 +1,12 @@
 """SQL of idempotency keys."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
+from libs.common import outbox
 from libs.common.database import Connection, Record
+from libs.common.events import Event
 
 STUCK_AFTER_S = 15
 """A claim without an answer this old is a dead process's: every request ends, in success or failure, well before."""
@@ -67,6 +69,30 @@ async def store_responses(conn: Connection, kept: Sequence[Kept]) -> None:
             AS kept(user_id, key, status, body, headers)
         WHERE (k.user_id, k.key) = (kept.user_id, kept.key)
         """,
+        *_columns(kept),
+    )
+
+
+async def store_responses_with(
+    conn: Connection, kept: Sequence[Kept], events: Sequence[tuple[Event, str | None]]
+) -> None:
+    """The same together with the events of what was made, in one statement: both are there, or neither."""
+    await outbox.add_traced_with(
+        conn,
+        events,
+        """
+        UPDATE gateway.idempotency_keys AS k
+        SET response_status = kept.status, response_body = kept.body, response_headers = kept.headers
+        FROM unnest($6::uuid[], $7::text[], $8::integer[], $9::bytea[], $10::jsonb[])
+            AS kept(user_id, key, status, body, headers)
+        WHERE (k.user_id, k.key) = (kept.user_id, kept.key)
+        """,
+        *_columns(kept),
+    )
+
+
+def _columns(kept: Sequence[Kept]) -> Sequence[list[Any]]:
+    return (
         [one.user_id for one in kept],
         [one.key for one in kept],
         [one.status for one in kept],

@@ -2,22 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 import orjson
 
 from libs.common import outbox
 from libs.common.database import Connection
 from libs.common.events.gateway import RunRequested
-from services.gateway.accounts import queries as accounts
 from services.gateway.idempotency import queries as keys
 from services.gateway.idempotency.queries import Kept
 from services.gateway.runs.domain import Acceptance, accepted
 
 
-async def accept_runs(conn: Connection, runs: Sequence[Acceptance]) -> list[bytes]:
-    """Record the acceptances: the requests in the outbox, and the answers under their keys. Return the answers."""
-    profiles = await accounts.find_profiles(conn, [run.user_id for run in runs])
-    await outbox.add_traced(conn, [(_requested(run, profiles.get(run.user_id)), run.traceparent) for run in runs])
+async def accept_runs(
+    conn: Connection, runs: Sequence[Acceptance], profiles: Mapping[UUID, Mapping[str, Any]]
+) -> list[bytes]:
+    """Record the acceptances: the requests in the outbox, and the answers under their keys. Return the answers.
+
+    One statement, so that it needs no transaction around it.
+    """
+    requested = [(_requested(run, profiles.get(run.user_id)), run.traceparent) for run in runs]
     answers = [orjson.dumps(accepted(run.run_id)) for run in runs]
     kept = [
         Kept(run.user_id, run.key, status=202, body=answer, headers={})
@@ -25,7 +29,9 @@ async def accept_runs(conn: Connection, runs: Sequence[Acceptance]) -> list[byte
         if run.key is not None
     ]
     if kept:
-        await keys.store_responses(conn, kept)
+        await keys.store_responses_with(conn, kept, requested)
+    else:
+        await outbox.add_traced(conn, requested)
     return answers
 
 

@@ -5,6 +5,7 @@ from typing import Final
 
 from libs.common.database import Database
 from libs.common.together import HELP_AFTER_S, Together
+from services.gateway.accounts import queries as accounts
 from services.gateway.runs import operations
 from services.gateway.runs.domain import Acceptance
 
@@ -21,5 +22,7 @@ class Acceptances:
         return await self._together.ask(run)
 
     async def _accept(self, runs: Sequence[Acceptance]) -> list[bytes]:
-        async with self._database.transaction() as conn:
-            return await operations.accept_runs(conn, runs)
+        async with self._database.statement() as conn:
+            profiles = await accounts.find_profiles(conn, [run.user_id for run in runs])
+        async with self._database.statement() as conn:
+            return await operations.accept_runs(conn, runs, profiles)
