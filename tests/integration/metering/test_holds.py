@@ -121,6 +121,31 @@ async def test_many_users_at_once_each_get_exactly_their_limit(test_database: Te
     assert await has_no_drift(test_database)
 
 
+@pytest.mark.parametrize(
+    "too_much", [pytest.param(700, id="more than the limit itself"), pytest.param(350, id="more than is left of it")]
+)
+async def test_who_runs_short_in_a_batch_takes_nothing_and_costs_nobody_else(
+    test_database: TestDatabase, too_much: int
+) -> None:
+    plans = plans_with(runs=3, tokens=1_000)
+    short, other = new_id(), new_id()
+    async with metering_of(test_database) as database:
+        await reserve(database, short, amounts={"runs": 1, "tokens": 400}, plans=plans)
+        asks = [
+            Ask(hold_id=new_id(), user_id=str(user_id), amounts={"runs": 1, "tokens": tokens})
+            for user_id, tokens in ((short, 300), (other, 900), (short, too_much), (other, 90))
+        ]
+        async with database.transaction() as conn:
+            verdicts = await operations.reserve_many(conn, plans, asks)
+    assert [isinstance(verdict, Hold) for verdict in verdicts] == [True, True, False, True]
+    refusal = verdicts[2]
+    assert isinstance(refusal, QuotaExceeded)
+    assert (refusal.metric, refusal.usage.held) == ("tokens", 700)
+    assert await counters(test_database, short) == {"runs": (0, 2), "tokens": (0, 700)}
+    assert await counters(test_database, other) == {"runs": (0, 2), "tokens": (0, 990)}
+    assert await has_no_drift(test_database)
+
+
 async def test_asks_without_the_desk_are_as_exact(test_database: TestDatabase) -> None:
     user_id, plans = new_id(), plans_with(runs=7, tokens=10**9)
     async with metering_of(test_database) as database:
