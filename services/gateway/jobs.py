@@ -1,4 +1,4 @@
-"""Housekeeping: answers kept for idempotency end after a day, told events after a week."""
+"""Housekeeping: abandoned claims of keys are given back, answers kept for idempotency end after a day, told events after a week."""
 
 import asyncio
 from typing import Final
@@ -21,6 +21,7 @@ class Housekeeper:
         while True:
             try:
                 async with self._database.transaction() as conn:
+                    await idempotency.give_abandoned_keys_back(conn)
                     await idempotency.delete_old_keys(conn)
                     await accounts.delete_old_user_events(conn)
                     await codes.delete_ended(conn)

@@ -46,7 +46,8 @@ INVARIANTS: Final[dict[str, LiteralString]] = {
     """,
     "idempotency keys in flight": """
         SELECT count(*) AS n FROM gateway.idempotency_keys
-        WHERE response_status IS NULL AND claimed_at < now() - interval '60 s'
+        -- A refused request's key is given back, which is no claim: its `claimed_at` is -infinity.
+        WHERE response_status IS NULL AND claimed_at < now() - interval '60 s' AND claimed_at > '-infinity'
     """,
 }
 

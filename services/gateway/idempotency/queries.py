@@ -113,12 +113,32 @@ async def give_back_key(conn: Connection, *, user_id: UUID, key: str) -> None:
     )
 
 
+async def give_abandoned_keys_back(conn: Connection) -> int:
+    """End the claims of requests that ended without a word; return how many.
+
+    A process died, or a claim reached the database after whoever asked had got an answer by another try.
+    """
+    return await conn.execute(
+        """
+        UPDATE gateway.idempotency_keys SET claimed_at = '-infinity'
+        WHERE (user_id, key) IN (
+            SELECT user_id, key FROM gateway.idempotency_keys
+            WHERE claimed_at BETWEEN now() - interval '1 hour' AND now() - make_interval(secs => $1)
+                AND response_status IS NULL
+            -- SKIP LOCKED: who is being claimed at this moment is not abandoned.
+            FOR UPDATE SKIP LOCKED
+        )
+        """,
+        STUCK_AFTER_S,
+    )
+
+
 async def delete_old_keys(conn: Connection) -> int:
     return await conn.execute(
         """
         DELETE FROM gateway.idempotency_keys WHERE (user_id, key) IN (
             SELECT user_id, key FROM gateway.idempotency_keys
-            WHERE claimed_at < now() - make_interval(secs => $1) LIMIT 1000
+            WHERE first_used_at < now() - make_interval(secs => $1) LIMIT 1000
         )
         """,
         KEPT_S,

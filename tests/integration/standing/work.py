@@ -175,8 +175,11 @@ async def _old_and_new_rows(place: Workplace) -> None:
     await place.rows.execute("INSERT INTO auth.users (id, email) VALUES ($1, 'ada@example.com')", ADA)
     await place.rows.execute(
         """
-        INSERT INTO gateway.idempotency_keys (user_id, key, request_hash, resource_id, claimed_at)
-        SELECT $1, age, '', gen_random_uuid(), now() - age::interval FROM unnest(ARRAY['0 s', '2 days', '3 days']) age
+        INSERT INTO gateway.idempotency_keys (user_id, key, request_hash, resource_id, first_used_at, claimed_at)
+        SELECT $1::uuid, age, ''::bytea, gen_random_uuid(), now() - age::interval, now() - age::interval
+        FROM unnest(ARRAY['0 s', '5 minutes', '2 days', '3 days']) age
+        UNION ALL
+        SELECT $1, 'given back', '', gen_random_uuid(), now() - interval '23 hours', '-infinity'::timestamptz
         """,
         ADA,
     )
@@ -334,9 +337,12 @@ WORK: Final = (
         service="gateway",
         prepare=_old_and_new_rows,
         start=_keep_house,
-        is_done="SELECT (SELECT count(*) FROM gateway.idempotency_keys) = 1"
+        is_done="SELECT (SELECT count(*) FROM gateway.idempotency_keys) = 3"
         " AND (SELECT count(*) FROM gateway.user_events) = 1",
-        outcome=("SELECT key FROM gateway.idempotency_keys", "SELECT type FROM gateway.user_events"),
+        outcome=(
+            "SELECT key, claimed_at = '-infinity' AS is_given_back FROM gateway.idempotency_keys ORDER BY key",
+            "SELECT type FROM gateway.user_events",
+        ),
     ),
     Work(
         job=MailSender,
