@@ -18,7 +18,7 @@ from prometheus_client import Counter
 
 from libs.common.clock import iso_millis
 from libs.common.database import Connection, Database, DatabaseUnavailable
-from libs.common.events import CATALOGUE, Event
+from libs.common.events import CATALOGUE, EncodedEvent, Event
 from libs.common.telemetry import EVENT_SUMS, EVENTS, current_traceparent
 from libs.common.waiting import woken
 
@@ -56,13 +56,14 @@ class OutboxRow:
             }
         )
 
+    def encode(self, source: str) -> EncodedEvent:
+        return EncodedEvent(str(self.id), self.type, self.body(source), self.traceparent)
+
 
 class Publisher(Protocol):
-    """Sends one event; returns once the broker has confirmed and routed it, raises otherwise."""
+    """Sends events in their order; says of each None once the broker has confirmed and routed it, else its error."""
 
-    async def publish_event(
-        self, *, routing_key: str, body: bytes, message_id: str, traceparent: str | None
-    ) -> None: ...
+    async def publish_events(self, events: Sequence[EncodedEvent]) -> Sequence[Exception | None]: ...
 
 
 async def add(conn: Connection, *events: Event) -> None:
@@ -189,7 +190,7 @@ class Relay:
             rows = await claim_unsent(conn, limit=BATCH_SIZE)
         if not rows:
             return 0
-        outcomes = await asyncio.gather(*(self._send(row) for row in rows))
+        outcomes = await self._publish(rows)
         sent = [row.id for row, error in zip(rows, outcomes, strict=True) if error is None]
         failures = {row.id: error for row, error in zip(rows, outcomes, strict=True) if error is not None}
         if sent:
@@ -201,18 +202,22 @@ class Relay:
             log.warning("outbox_not_sent", count=len(failures), first_error=next(iter(failures.values())))
         return len(rows)
 
-    async def _send(self, row: OutboxRow) -> str | None:
+    async def _publish(self, rows: Sequence[OutboxRow]) -> Sequence[str | None]:
+        """For each row None once it is where it should be, or the reason why it is not."""
         try:
-            await self._publisher.publish_event(
-                routing_key=row.type,
-                body=row.body(self._source),
-                message_id=str(row.id),
-                traceparent=row.traceparent,
-            )
-        except Exception as error:  # noqa: BLE001 - an edge: whatever the broker did, the row keeps the reason and stays
-            return f"{type(error).__name__}: {error}"[:500]
-        _count(row)
-        return None
+            outcomes = await self._publisher.publish_events([row.encode(self._source) for row in rows])
+        except Exception as error:  # noqa: BLE001 - an edge: whatever happened, the rows keep the reason and stay
+            if len(rows) == 1:
+                return [_describe(error)]
+            return [(await self._publish([row]))[0] for row in rows]  # one that cannot be written holds up no other
+        for row, error in zip(rows, outcomes, strict=True):
+            if error is None:
+                _count(row)
+        return [None if error is None else _describe(error) for error in outcomes]
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
 
 
 def _count(row: OutboxRow) -> None:

@@ -6,6 +6,7 @@ scenario must notice. `python -m tests.faults.worker` reads its addresses as JSO
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from libs.common.broker import BrokerPublisher, Consumer, Subscription, consumer
 from libs.common.broker.lane import Lane, Message
 from libs.common.broker.publisher import BrokerUnavailable, Unroutable
 from libs.common.database import Connection
-from libs.common.events import Event
+from libs.common.events import EncodedEvent, Event
 from libs.common.events.agents import RunStarted
 from libs.common.logs import configure_logging
 
@@ -87,11 +88,8 @@ class Cursor:
 class Careless(BrokerPublisher):
     """Takes the broker's word for it: a confirm, but no question whether any queue took the message."""
 
-    async def publish_event(self, **message: Any) -> None:
-        try:
-            await super().publish_event(**message)
-        except Unroutable:
-            return
+    async def publish_events(self, events: Sequence[EncodedEvent]) -> Sequence[BrokerUnavailable | None]:
+        return [None if isinstance(error, Unroutable) else error for error in await super().publish_events(events)]
 
 
 async def work(addresses: dict[str, str], control: str) -> None:

@@ -1,7 +1,7 @@
 """The shape of every event: a frozen fact with an explicit type, carried in a CloudEvents 1.0 JSON envelope."""
 
 from datetime import datetime
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 from uuid import UUID
 
 import orjson
@@ -57,6 +57,15 @@ class Event(BaseModel):
                 f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)
             )
             raise MalformedEvent(f"{cls.type} does not fit its schema: {reasons}") from None
+
+
+class EncodedEvent(NamedTuple):
+    """An event as it goes to the broker: `body` is its envelope, already written."""
+
+    id: str
+    type: str
+    body: bytes
+    traceparent: str | None
 
 
 class Envelope(BaseModel):

@@ -11,7 +11,8 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from libs.common import outbox
 from libs.common.broker import Handler, ManyHandler, Subscription, open_publisher, queue_name
-from libs.common.broker.publisher import Unroutable
+from libs.common.broker.burst import Outgoing
+from libs.common.broker.publisher import BrokerUnavailable, Unroutable
 from libs.common.database import Connection, Database
 from libs.common.errors import Invalid
 from libs.common.events.gateway import UserCreated
@@ -21,6 +22,7 @@ from tests.harness.patience import eventually
 from tests.harness.services import Place
 
 QUEUE = queue_name("agents", UserCreated.type)
+LOST = UUID(int=1)
 
 
 @asynccontextmanager
@@ -153,6 +155,47 @@ async def test_an_unroutable_message_is_refused_although_the_broker_confirms_it(
             await publisher.publish_event(
                 routing_key="gateway.nobody_listens.v1", body=b"{}", message_id="1", traceparent=None
             )
+
+
+async def test_of_many_sent_at_once_each_gets_the_broker_s_own_word(place: Place) -> None:
+    seen: list[UUID] = []
+
+    async def on_user_created(event: UserCreated, _conn: Connection) -> None:
+        seen.append(event.user_id)
+
+    async with consuming(place, on_user_created) as gateway:
+        sent = [UserCreated(user_id=new_id()) for _ in range(300)]
+        async with gateway.transaction() as conn:
+            await outbox.add(conn, *sent[:150])
+            await conn.execute(
+                "INSERT INTO outbox (id, type, data) VALUES ($1, 'gateway.nobody_listens.v1', '{}')", LOST
+            )
+            await conn.execute("INSERT INTO outbox (id, type, data) VALUES ($1, repeat('x', 300), '{}')", new_id())
+            await outbox.add(conn, *sent[150:])
+
+        async def all_came() -> bool:
+            return len(seen) >= len(sent)
+
+        async def all_marked() -> bool:
+            return await place.database.fetchval("SELECT count(*) FROM gateway.outbox WHERE sent_at IS NULL") == 2
+
+        await eventually(all_came, within_s=15)
+        await eventually(all_marked, within_s=15)
+        assert sorted(seen) == sorted(event.user_id for event in sent)
+        errors = await place.database.fetch("SELECT last_error FROM gateway.outbox WHERE sent_at IS NULL ORDER BY type")
+        assert [row["last_error"].partition(":")[0] for row in errors] == ["Unroutable", "ValueError"]
+
+
+async def test_what_ends_the_channel_is_told_to_all_that_were_under_way_and_the_next_has_a_new_one(
+    place: Place,
+) -> None:
+    async with open_publisher(place.amqp_url("gateway"), name="gateway") as publisher:
+        nowhere = Outgoing(exchange="nobody-declared-this", routing_key="x", body=b"{}", message_id=None)
+        unheard = Outgoing(exchange="events", routing_key="gateway.nobody_listens.v1", body=b"{}", message_id="1")
+        errors = await publisher.publish_all([nowhere, unheard])
+        assert [type(error) for error in errors] == [BrokerUnavailable] * 2
+        with pytest.raises(Unroutable):
+            await publisher.publish_event(routing_key=unheard.routing_key, body=b"{}", message_id="1", traceparent=None)
 
 
 async def test_a_consumer_whose_queue_was_deleted_declares_it_again(place: Place) -> None:
