@@ -24,7 +24,12 @@ from libs.common.waiting import woken
 
 log = structlog.get_logger(__name__)
 
-BATCH_SIZE: Final = 200
+BATCH_SIZE: Final = 500
+"""Statements and round trips are the same for any number. By bench.event_peers, in turns: with 500 PostgreSQL takes
+0.047 ms of processor an event, with 200 it took 0.052 to 0.054."""
+AHEAD: Final = 1
+"""Full batches whose confirms may be missing while the next one is claimed. In the same rounds: 5,150 events a second
+end to end with one, 4,390 with none. Of batches of 200, three were no better than one: 4,210 against 4,130."""
 POLL_INTERVAL_S: Final = 0.25
 CLAIM_S: Final = 10
 """How long a claimed row stays with its relay: the publisher's confirm timeout and some air. A killed relay delays
@@ -174,22 +179,39 @@ class Relay:
         self._source = source
 
     async def run(self) -> None:
-        while True:
-            self._database.outbox_written.clear()
-            try:
-                sent = await self.run_once()
-            except DatabaseUnavailable:
-                await self._database.wait_until_up()
-                continue
-            if sent < BATCH_SIZE:
-                await woken(self._database.outbox_written, within_s=POLL_INTERVAL_S)
+        under_way: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                self._database.outbox_written.clear()
+                try:
+                    rows = await self._claim()
+                    if rows:
+                        under_way.add(asyncio.create_task(self._deliver(rows)))
+                    # Only a backlog is claimed ahead of its confirms: else what is added meanwhile makes one batch.
+                    is_behind = len(rows) == BATCH_SIZE
+                    await _leave(AHEAD if is_behind else 0, of=under_way)
+                except DatabaseUnavailable:
+                    await self._database.wait_until_up()
+                    continue
+                if not is_behind:
+                    await woken(self._database.outbox_written, within_s=POLL_INTERVAL_S)
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
 
     async def run_once(self) -> int:
         """Send one batch; return how many rows were claimed. Rows that fail are given back, the others are marked."""
+        rows = await self._claim()
+        if rows:
+            await self._deliver(rows)
+        return len(rows)
+
+    async def _claim(self) -> list[OutboxRow]:
         async with self._database.statement() as conn:
-            rows = await claim_unsent(conn, limit=BATCH_SIZE)
-        if not rows:
-            return 0
+            return await claim_unsent(conn, limit=BATCH_SIZE)
+
+    async def _deliver(self, rows: Sequence[OutboxRow]) -> None:
         outcomes = await self._publish(rows)
         sent = [row.id for row, error in zip(rows, outcomes, strict=True) if error is None]
         failures = {row.id: error for row, error in zip(rows, outcomes, strict=True) if error is not None}
@@ -200,7 +222,6 @@ class Relay:
             async with self._database.statement() as conn:
                 await mark_failed(conn, failures)
             log.warning("outbox_not_sent", count=len(failures), first_error=next(iter(failures.values())))
-        return len(rows)
 
     async def _publish(self, rows: Sequence[OutboxRow]) -> Sequence[str | None]:
         """For each row None once it is where it should be, or the reason why it is not."""
@@ -214,6 +235,15 @@ class Relay:
             if error is None:
                 _count(row)
         return [None if error is None else _describe(error) for error in outcomes]
+
+
+async def _leave(at_most: int, *, of: set[asyncio.Task[None]]) -> None:
+    """Wait until no more of these are under way, and take out those that are done. Raises what one of them raised."""
+    while len(of) > at_most:
+        done, _ = await asyncio.wait(of, return_when=asyncio.FIRST_COMPLETED)
+        of -= done
+        for task in done:
+            task.result()
 
 
 def _describe(error: Exception) -> str:
