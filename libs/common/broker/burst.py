@@ -92,31 +92,37 @@ class Burst:
     async def send(self, *, timeout_s: float) -> BaseException | None:
         """Write, and wait for the broker's word on each; return what ended the channel meanwhile, if anything did.
 
-        Raises what the driver raises if nothing could be written.
+        Raises what the driver raises, or TimeoutError, if nothing could be written.
         """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        async with asyncio.timeout_at(deadline):
+            settled = await self._write()
+        await asyncio.wait((settled,), timeout=deadline - loop.time())
+        return settled.exception() if settled.done() and not settled.cancelled() else None
+
+    async def _write(self) -> "asyncio.Future[None]":
         channel = self._channel
         driver = cast("Any", channel)  # its types say less than it does
         # The driver's own lock: numbers are given in the order of the wire.
         async with channel.lock:
             self._first_tag = channel.delivery_tag + 1
-            settled = self._settled = driver.create_future()  # fails with the channel
-            confirmations: dict[int, Any] = driver.confirmations
+            settled = self._settled = cast("asyncio.Future[None]", driver.create_future())  # fails with the channel
             for place, name in enumerate(self._ids):
                 channel.delivery_tag += 1
-                confirmations[channel.delivery_tag] = _Confirmation(self, place)
+                driver.confirmations[channel.delivery_tag] = _Confirmation(self, place)
                 channel.message_id_delivery_tag[name] = channel.delivery_tag
             try:
                 await driver.write_queue.put(ChannelFrame(payload=self._payload, should_close=False))
             except BaseException:
                 # Not on the wire: the broker will count the next message where it would have counted this one.
                 for place, name in enumerate(self._ids):
-                    confirmations.pop(self._first_tag + place, None)
+                    driver.confirmations.pop(self._first_tag + place, None)
                     self._forget_id(place, name)
                 channel.delivery_tag = self._first_tag - 1
                 settled.cancel()
                 raise
-        await asyncio.wait((settled,), timeout=timeout_s)
-        return settled.exception() if settled.done() and not settled.cancelled() else None
+        return settled
 
     def settle(self, place: int, error: BaseException | None) -> None:
         """The broker's word on one message: the first one counts, a return comes before its confirm."""

@@ -63,6 +63,9 @@ class BrokerPublisher:
             ended_by = await burst.send(timeout_s=self._confirm_timeout_s)
         except BrokerUnavailable as error:
             return [error] * len(messages)
+        except TimeoutError:
+            await self._drop()
+            return [BrokerUnavailable(f"not written within {self._confirm_timeout_s:g} s")] * len(messages)
         except CONNECTION_EXCEPTIONS as error:
             return [BrokerUnavailable(f"{type(error).__name__} while publishing")] * len(messages)
         missing = BrokerUnavailable(
