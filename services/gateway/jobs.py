@@ -1,4 +1,4 @@
-"""Housekeeping: abandoned claims of keys are given back, answers kept for idempotency end after a day, told events after a week."""
+"""Housekeeping: abandoned claims of keys end within minutes, kept answers after a day, told events after a week."""
 
 import asyncio
 from typing import Final
