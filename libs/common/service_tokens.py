@@ -64,13 +64,23 @@ class Verifier:
         """Raises ServiceTokenRefused unless the token is ours, unexpired, short-lived, and made for us alone."""
         # By the whole token's hash, so that how long the search takes says nothing about tokens that are valid.
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        alive_after = time.time() - LEEWAY_S
         expires_at, caller = self._seen.get(digest, (0, None))
-        if caller is None or expires_at <= time.time() - LEEWAY_S:
+        if caller is None or expires_at <= alive_after:
             expires_at, caller = _check(token, self._secret, self._audience)
             self._seen[digest] = (expires_at, caller)
-            if len(self._seen) > self._remembered:
-                self._seen.popitem(last=False)
+            self._forget(alive_after)
         return caller
+
+    @property
+    def count(self) -> int:
+        """How many are remembered."""
+        return len(self._seen)
+
+    def _forget(self, alive_after: float) -> None:
+        """What has expired, oldest first, and the oldest of too many: two thousand of them are two megabytes."""
+        while len(self._seen) > self._remembered or next(iter(self._seen.values()))[0] <= alive_after:
+            self._seen.popitem(last=False)
 
 
 def _check(token: str, secret: str, audience: str) -> tuple[int, Caller]:

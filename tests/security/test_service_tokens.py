@@ -103,6 +103,8 @@ async def test_a_remembered_token_dies_with_its_expiry() -> None:
 
     await eventually(is_refused, within_s=10)
     assert time.time() >= now + 2
+    verifier.verify(signed())
+    assert verifier.count == 1, "an expired token was still remembered"
 
 
 def test_a_verifier_forgets_the_oldest_of_many_tokens() -> None:
