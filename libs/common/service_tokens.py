@@ -50,8 +50,8 @@ def mint(secret: str, *, issuer: str, audience: str, user: Mapping[str, Any] | N
 class Verifier:
     """Knows our tokens for `audience`, and remembers those it has seen until they expire.
 
-    A caller signs one for 20 s and sends it with each call of that time. Checking it takes a third of the processor
-    time of a whole reservation.
+    A caller signs one for 20 s and sends it with each call of that time. In a profile of reservations over HTTP half of
+    a request's time was the checking of its token.
     """
 
     def __init__(self, secret: str, *, audience: str, remembered: int = REMEMBERED) -> None:
