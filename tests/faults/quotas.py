@@ -19,6 +19,7 @@ from tests.integration.metering.accounts import metering_of, plans_with, reserve
 POOLS: Final = 3
 USERS: Final = 5
 ASKS_EACH: Final = 60
+TRIES: Final = 5
 CHECK_THEN_ACT: Final = "check, then act"
 
 
@@ -49,14 +50,17 @@ async def ask_at_once(database: TestDatabase, *, seed: int, control: str = "") -
 async def _ask(pool: Database, user_id: UUID, plans: Plans) -> bool:
     """As somebody asks who is told that the house is busy: again, under the same id."""
     hold_id = new_id()
-    while True:
+    for tries_left in reversed(range(TRIES)):
         try:
             await reserve(pool, user_id, hold_id=hold_id, amounts={Metric.RUNS: 1}, plans=plans)
         except DatabaseUnavailable:  # no connection within two seconds, or the commit's outcome is not known
-            continue
+            if not tries_left:
+                raise
         except QuotaExceeded:
             return False
-        return True
+        else:
+            break
+    return True
 
 
 @contextmanager
