@@ -33,7 +33,7 @@ from services.metering.grants.operations import spend_credits
 from services.metering.ledger import domain as ledger_rules
 from services.metering.ledger import queries as ledger
 from services.metering.ledger.domain import Settlement
-from services.metering.taking import Wanted, take
+from services.metering.taking import Wanted, take, wanted_by
 
 log = structlog.get_logger(__name__)
 
@@ -45,13 +45,13 @@ async def reserve_many(conn: Connection, plans: Plans, asks: Sequence[Ask]) -> l
     """
     known = await accounts.find_accounts(conn, plans, sorted({ask.user_id for ask in asks}))
     verdicts: dict[UUID, Hold | VentureError] = {
-        ask.hold_id: refusal for ask in asks if (refusal := _not_entitled(plans, known[ask.user_id], ask)) is not None
+        ask.hold_id: refusal for ask in asks if (refusal := not_entitled(plans, known[ask.user_id], ask)) is not None
     }
     admitted = [(ask, known[ask.user_id].period) for ask in asks if ask.hold_id not in verdicts]
     claimed = await queries.insert_holds(conn, admitted)
     renewable = await _settle_repeated(conn, [ask for ask, _ in admitted if ask.hold_id not in claimed], verdicts)
     open_asks = [ask for ask, _ in admitted if ask.hold_id not in verdicts]
-    refusals = await _take(conn, plans, open_asks, known) if open_asks else {}
+    refusals = await take(conn, plans, wanted_by(open_asks, known)) if open_asks else {}
     refused = [hold_id for hold_id in refusals if hold_id in claimed]
     if refused:
         await queries.delete_holds(conn, refused)
@@ -184,7 +184,8 @@ async def sweep_hold(conn: Connection, hold: Hold) -> None:
     await _apply(conn, hold, domain.sweep(hold))
 
 
-def _not_entitled(plans: Plans, account: Account, ask: Ask) -> VentureError | None:
+def not_entitled(plans: Plans, account: Account, ask: Ask) -> AccountDeleted | FeatureNotIncluded | None:
+    """Why this account may not ask that, whatever quota it has left."""
     if account.erased_as is not None:
         return AccountDeleted("This account was deleted.")
     missing = account_rules.missing_feature(plans, account, ask.features)
@@ -227,22 +228,6 @@ async def _settle_repeated(
         else:
             verdicts[ask.hold_id] = hold
     return renewable
-
-
-async def _take(
-    conn: Connection, plans: Plans, asks: Sequence[Ask], known: Mapping[str, Account]
-) -> dict[UUID, QuotaExceeded]:
-    wanted = [
-        Wanted(
-            key=ask.hold_id,
-            user_id=ask.user_id,
-            amounts=ask.amounts,
-            account=known[ask.user_id],
-            period=known[ask.user_id].period,
-        )
-        for ask in asks
-    ]
-    return await take(conn, plans, wanted)
 
 
 async def _apply(conn: Connection, hold: Hold, transition: domain.Transition) -> None:
