@@ -97,8 +97,7 @@ _INSERT_HOLDS_WITH_QUOTA: Final = """
     taken AS (
         INSERT INTO usage_metrics AS u (user_id, metric_type, period_start, period_end, held_value)
         SELECT user_id, metric, period_start, period_end, amount
-        -- Counted, because all holds must be there before the first counter is locked: EXISTS would be content with
-        -- one of them, and the others would be made after the counters.
+        -- Counted, so that all holds are there before the first counter is locked: EXISTS would be content with one.
         FROM wanted WHERE (SELECT count(*) FROM claimed) > 0 AND user_id NOT IN (SELECT user_id FROM left_out)
         ORDER BY user_id, metric, period_start
         -- ON CONFLICT locks the counter and decides on its newest value, whatever the snapshot showed. One that has no
