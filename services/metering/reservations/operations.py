@@ -21,8 +21,8 @@ async def reserve_at_once(
 ) -> dict[UUID, Hold | VentureError]:
     """Decide what one statement without a transaction can decide, and return these verdicts by the holds' ids.
 
-    The ids must differ. Left as they were, for `reserve_many` to decide: who has grants, who names a hold that is there
-    already, who asks several times for what fits only in part, and everybody if somebody else came between.
+    The ids must differ. Left as they were, for `reserve_many` to decide: who has grants, who asks several times for
+    what fits only in part, and everybody if an id names a hold already or somebody else came between.
 
     `known` was read by a statement before, and is not looked at again: `reserve_many` reads accounts without a lock,
     too, so an entitlement, a grant or an erasure that commits between reading and taking is too late for either.
@@ -42,7 +42,7 @@ async def reserve_at_once(
 def _refusals(wanted: Sequence[Wanted], takings: Mapping[Counter, Taking], taken: Taken) -> dict[UUID, QuotaExceeded]:
     """Of users none of whose asks fits: to them it makes no difference that nothing was locked to find out."""
     refusals: dict[UUID, QuotaExceeded] = {}
-    for user_id in {user_id for user_id, _ in taken.full} - taken.odd:
+    for user_id in {user_id for user_id, _ in taken.short} - taken.odd:
         asks = [ask for ask in wanted if ask.user_id == user_id]
         tallies = [{metric: _tally(ask.counter(metric), takings, taken) for metric in ask.amounts} for ask in asks]
         refused = domain.decide([ask.amounts for ask in asks], tallies)
@@ -56,6 +56,6 @@ def _refusals(wanted: Sequence[Wanted], takings: Mapping[Counter, Taking], taken
 
 
 def _tally(counter: Counter, takings: Mapping[Counter, Taking], taken: Taken) -> Tally:
-    """A counter that is not full has room for each ask, because it has room for all of them."""
-    usage = taken.full.get(counter[:2])
+    """A counter that is not short has room for each ask, because it has room for all of them."""
+    usage = taken.short.get(counter[:2])
     return Tally(usage=usage or Usage(), ceiling=takings[counter].ceiling if usage else None)

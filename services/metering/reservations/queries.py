@@ -11,27 +11,27 @@ from services.metering.domain import Ask, Hold, Period, Usage
 from services.metering.queries import Counter, Taking, ceilings_of, hold_columns, new_holds
 
 _UNDONE_BY: Final = frozenset({"holds_pkey", "usage_metrics_held_value_check"})
-"""Constraints of `metering.holds` and `usage_metrics` that undo the statement where it lost a race."""
+"""Constraints of `metering.holds` and `usage_metrics` that undo the statement: the id is known, the room is gone."""
 
 
 class Taken(NamedTuple):
-    """`full` are users and metrics without room for what is asked of them, and what stands there.
+    """`short` are users and metrics without room for what is asked of them, and what stands there.
 
-    `odd` are users one of whose ids names a hold already, or whose period is over.
+    `odd` are those of them one of whose ids names a hold already, and users whose period is over.
     """
 
     holds: dict[UUID, Hold]
-    full: dict[tuple[str, str], Usage]
+    short: dict[tuple[str, str], Usage]
     odd: set[str]
 
 
 async def insert_holds_with_quota(
     conn: Connection, asks: Sequence[tuple[Ask, Period]], takings: Mapping[Counter, Taking]
 ) -> Taken | None:
-    """Hold what these ask and take it from their counters, for all users but those who are full or odd.
+    """Hold what these ask and take it from their counters, for all users but those who are short or odd.
 
-    `takings` are the sums of the asks. Who is full or odd is judged by the statement's snapshot. Somebody who was
-    quicker than that undoes the statement: then it returns None, and has held nothing for anybody.
+    `takings` are the sums of the asks. Who is short or odd is judged by the statement's snapshot. An id that names a
+    hold already, and somebody who was quicker, undo it: then it returns None, and has held nothing for anybody.
     """
     keys = sorted(takings)
     try:
@@ -52,7 +52,7 @@ async def insert_holds_with_quota(
     left = [row for row in rows if row["id"] is None]
     return Taken(
         holds=new_holds(asks, [row for row in rows if row["id"] is not None]),
-        full={
+        short={
             (row["user_id"], row["metric"]): Usage(used=row["used"], held=row["held"]) for row in left if row["metric"]
         },
         odd={row["user_id"] for row in left if not row["metric"]},
@@ -70,10 +70,9 @@ _INSERT_HOLDS_WITH_QUOTA: Final = """
         FROM unnest($7::text[], $8::text[], $9::timestamptz[], $10::timestamptz[], $11::bigint[])
             AS w(user_id, metric, period_start, period_end, amount)
     ),
-    -- Whoever cannot be served is left out by a look without a lock, so that the statement is undone, and the server's
-    -- log written to, only where a race was lost. LIMIT and the sub-SELECT keep both looks lookups by key: as joins
-    -- they became scans of all holds as long as the planner took the table for small.
-    left_out AS (
+    -- Whoever is short is left out by a look without a lock, so that the statement is undone, and the server's log
+    -- written to, only where a race was lost. LIMIT keeps it a lookup by key: as a join it became a scan of all.
+    short AS (
         SELECT w.user_id, w.metric, coalesce(c.used, 0) AS used, coalesce(c.held, 0) AS held
         FROM wanted AS w
         LEFT JOIN LATERAL (
@@ -81,16 +80,24 @@ _INSERT_HOLDS_WITH_QUOTA: Final = """
             WHERE (u.user_id, u.metric_type, u.period_start) = (w.user_id, w.metric, w.period_start) LIMIT 1
         ) AS c ON true
         WHERE coalesce(c.used + c.held, 0) + w.amount > ($12::jsonb ->> (w.user_id || ' ' || w.metric))::bigint
+    ),
+    left_out AS (
+        SELECT user_id, metric, used, held FROM short
         UNION ALL
+        -- Who is short may be so because of the very hold that is asked for again. Of everybody else ids are not looked
+        -- up: that would cost each ask, and one that is known undoes the statement.
         SELECT a.user_id, NULL, NULL, NULL FROM asked AS a
-        WHERE a.period_end <= now() OR (SELECT h.id FROM metering.holds AS h WHERE h.id = a.id) IS NOT NULL
+        WHERE a.period_end <= now() OR (
+            a.user_id IN (SELECT user_id FROM short)
+            AND (SELECT h.id FROM metering.holds AS h WHERE h.id = a.id) IS NOT NULL
+        )
     ),
     claimed AS (
         INSERT INTO metering.holds (id, user_id, amounts, period_start, period_end, confirmed_at, expires_at)
         SELECT id, user_id, amounts::jsonb, period_start, period_end, CASE WHEN is_confirmed THEN now() END,
             now() + CASE WHEN is_confirmed THEN interval '24 hours' ELSE interval '60 seconds' END
         FROM asked WHERE user_id NOT IN (SELECT user_id FROM left_out)
-        -- Of two asks with one id at once the second waits here, and then violates the key of the first's hold.
+        -- An id that is known violates the key. Of two asks with one id at once the second waits, and then does so, too.
         ORDER BY id
         RETURNING id, created_at, expires_at
     ),
