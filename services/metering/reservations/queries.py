@@ -60,14 +60,16 @@ async def insert_holds_with_quota(
 
 
 _INSERT_HOLDS_WITH_QUOTA: Final = """
+    -- In a sub-SELECT the planner does not see how long an array is, and keeps one plan for all batches; else it plans
+    -- nearly every small batch anew.
     WITH asked AS (
         SELECT id, user_id, amounts, period_start, period_end, is_confirmed
-        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::boolean[])
+        FROM unnest((SELECT $1::uuid[]), $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::boolean[])
             AS a(id, user_id, amounts, period_start, period_end, is_confirmed)
     ),
     wanted AS (
         SELECT user_id, metric, period_start, period_end, amount
-        FROM unnest($7::text[], $8::text[], $9::timestamptz[], $10::timestamptz[], $11::bigint[])
+        FROM unnest((SELECT $7::text[]), $8::text[], $9::timestamptz[], $10::timestamptz[], $11::bigint[])
             AS w(user_id, metric, period_start, period_end, amount)
     ),
     -- Whoever is short is left out by a look without a lock, so that the statement is undone, and the server's log
@@ -97,7 +99,7 @@ _INSERT_HOLDS_WITH_QUOTA: Final = """
         SELECT id, user_id, amounts::jsonb, period_start, period_end, CASE WHEN is_confirmed THEN now() END,
             now() + CASE WHEN is_confirmed THEN interval '24 hours' ELSE interval '60 seconds' END
         FROM asked WHERE user_id NOT IN (SELECT user_id FROM left_out)
-        -- An id that is known violates the key. Of two asks with one id at once the second waits, and then does so, too.
+        -- An id that is known violates the key; of two asks with one id at once the second waits, and then does so.
         ORDER BY id
         RETURNING id, created_at, expires_at
     ),
