@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, LiteralString, Self, cast
+from uuid import UUID
 
 import asyncpg
 import orjson
@@ -200,13 +201,19 @@ class Database:
                 return
 
 
+def _plain(value: Any) -> str:
+    if isinstance(value, UUID):  # the driver's own kind, which orjson does not know
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
 async def prepare(connection: "asyncpg.Connection[Record]") -> None:
     """Make json and jsonb columns arrive as Python values and leave from them."""
     for name in ("json", "jsonb"):
         await connection.set_type_codec(
             name,
             schema="pg_catalog",
-            encoder=lambda value: orjson.dumps(value).decode(),
+            encoder=lambda value: orjson.dumps(value, default=_plain).decode(),
             decoder=orjson.loads,
         )
 
