@@ -17,7 +17,7 @@ import structlog
 from prometheus_client import Counter
 
 from libs.common.clock import iso_millis
-from libs.common.database import Connection, Database, DatabaseUnavailable
+from libs.common.database import Connection, Database, DatabaseUnavailable, Record
 from libs.common.events import CATALOGUE, EncodedEvent, Event
 from libs.common.telemetry import EVENT_SUMS, EVENTS, current_traceparent
 from libs.common.waiting import woken
@@ -87,13 +87,14 @@ async def add_traced(conn: Connection, events: Sequence[tuple[Event, str | None]
 
 async def add_traced_with(
     conn: Connection, events: Sequence[tuple[Event, str | None]], statement: LiteralString, *args: Any
-) -> None:
-    """The same together with another statement, in one that needs no transaction around it.
+) -> list[Record]:
+    """The same together with another statement, in one that needs no transaction around it; return the other's rows.
 
     The parameters of the other are numbered from $6.
     """
-    await conn.execute(f"WITH added AS ({_INSERT}) {statement}", *_columns(events), *args)
+    rows = await conn.fetch(f"WITH added AS ({_INSERT}) {statement}", *_columns(events), *args)
     conn.wrote_outbox = True
+    return rows
 
 
 async def add_traced_of(

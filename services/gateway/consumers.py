@@ -30,6 +30,7 @@ _TOLD: Final[dict[type[Event], str]] = {
     agents.BackgroundEventReceived: "background_event.received",
 }
 _ALL: Final = 100
+LINGER_S: Final = 0.02
 _WITHHELD: Final = {"stripe_customer_id", "user_id"}
 
 
@@ -113,7 +114,7 @@ def _told(event: type[Event], many: ManyHandler, announcer: Announcer) -> Subscr
     async def handler(event: Any, conn: Connection) -> None:
         await many([event], conn)
 
-    return Subscription(event=event, handler=handler, many=many, wake=announcer.wake)
+    return Subscription(event=event, handler=handler, many=many, linger_s=LINGER_S, wake=announcer.wake)
 
 
 async def on_subscription_changed(event: billing.SubscriptionChanged, conn: Connection) -> None:

@@ -51,12 +51,14 @@ class Subscription:
     """One event this service consumes. `wake` runs after a commit of the handler's, to rouse a loop of this process.
 
     `many` does for a batch what `handler` does for each of it, in fewer round trips. It runs in no message's trace, and
-    after an error of its own each message is handled alone.
+    after an error of its own each message is handled alone. `linger_s`: how long a batch waits for more to come; for
+    what nobody waits for.
     """
 
     event: type[Event]
     handler: Handler
     many: ManyHandler | None = None
+    linger_s: float = 0
     wake: Callable[[], None] | None = None
 
 
@@ -120,6 +122,8 @@ class Lane:
         while True:
             first = await self._arrived.get()
             messages = [first]
+            if self._arrived.qsize() + 1 < self._batch and first is not None:
+                await asyncio.sleep(self._subscription.linger_s)
             while len(messages) < self._batch and not self._arrived.empty():
                 messages.append(self._arrived.get_nowait())
             await self._settle([message for message in messages if message is not None])

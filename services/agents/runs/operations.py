@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from libs.common import outbox
 from libs.common.database import Connection
 from libs.common.events.agents import RunFinished, RunStarted
 from libs.common.telemetry import current_traceparent, span
@@ -55,14 +54,11 @@ async def start_runs(conn: Connection, *, caps: Caps, worker: str, lease_s: floa
     if not user_ids:
         return []
     runs = await lease_queries.lease_runs(conn, user_ids, caps=caps, worker=worker, lease_s=lease_s, limit=limit)
-    seqs = await queries.last_seqs(conn, [run.id for run in runs])
-    started = [
-        StartedRun(run=run, event=RunEvent(seq=seqs[run.id] + 1, type="run.started", data={"attempt": run.attempt}))
+    seqs = await queries.insert_starts(conn, [(run, *_told_in_its_trace(run)) for run in runs])
+    return [
+        StartedRun(run=run, event=RunEvent(seq=seqs[run.id], type="run.started", data={"attempt": run.attempt}))
         for run in runs
     ]
-    await queries.insert_events(conn, [(it.run.id, it.event) for it in started])
-    await outbox.add_traced(conn, [_told_in_its_trace(run) for run in runs])
-    return started
 
 
 def _told_in_its_trace(run: LeasedRun) -> tuple[RunStarted, str | None]:
