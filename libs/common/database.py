@@ -133,13 +133,16 @@ class Database:
         """
         role = "authenticated" if claims.get("role") == "authenticated" else "anon"
         async with self._begin() as conn:
-            # set_config(…, true) is SET LOCAL with parameters. One round trip for role and claims.
-            await conn.fetchrow(
-                "SELECT set_config('request.jwt.claims', $1, true), set_config('role', $2, true)",
+            # set_config(…, true) is SET LOCAL with parameters. One round trip for claims, role and what became of it:
+            # the columns of a row are computed in their order.
+            row = await conn.fetchrow(
+                """
+                SELECT set_config('request.jwt.claims', $1, true), set_config('role', $2, true), current_user AS role
+                """,
                 orjson.dumps(dict(claims)).decode(),
                 role,
             )
-            if await conn.fetchval("SELECT current_user") != role:
+            if row is None or row["role"] != role:
                 raise RuntimeError("the transaction does not run as the user")
             yield conn
 
