@@ -1,7 +1,6 @@
 """Events billing consumes: users' deletions, profiles that somebody changed, and usage that Stripe charges for."""
 
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from libs.common.broker import Subscription
 from libs.common.database import Connection
@@ -9,8 +8,6 @@ from libs.common.events.gateway import EntitlementsChanged, UserDeleted
 from libs.common.events.metering import UsageSettled
 from libs.common.plans import Plans
 from services.billing import operations, usage_operations
-
-LINGER_S: Final = 0.1
 
 
 def subscriptions(*, has_payments: bool, plans: Plans, wake: Callable[[], None] | None) -> Sequence[Subscription]:
@@ -37,5 +34,5 @@ def subscriptions(*, has_payments: bool, plans: Plans, wake: Callable[[], None] 
     return (
         Subscription(event=UserDeleted, handler=on_user_deleted, wake=wake),
         Subscription(event=EntitlementsChanged, handler=on_entitlements_changed, wake=wake),
-        Subscription(event=UsageSettled, handler=on_usage_settled, many=on_usages_settled, linger_s=LINGER_S),
+        Subscription(event=UsageSettled, handler=on_usage_settled, many=on_usages_settled, lingers=True),
     )

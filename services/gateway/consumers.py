@@ -30,7 +30,6 @@ _TOLD: Final[dict[type[Event], str]] = {
     agents.BackgroundEventReceived: "background_event.received",
 }
 _ALL: Final = 100
-LINGER_S: Final = 0.02
 _WITHHELD: Final = {"stripe_customer_id", "user_id"}
 
 
@@ -114,7 +113,9 @@ def _told(event: type[Event], many: ManyHandler, announcer: Announcer) -> Subscr
     async def handler(event: Any, conn: Connection) -> None:
         await many([event], conn)
 
-    return Subscription(event=event, handler=handler, many=many, linger_s=LINGER_S, wake=announcer.wake)
+    # A plan that was just paid for is not to wait; whoever looks at a run follows its own stream.
+    lingers = event is not gateway.EntitlementsChanged
+    return Subscription(event=event, handler=handler, many=many, lingers=lingers, wake=announcer.wake)
 
 
 async def on_subscription_changed(event: billing.SubscriptionChanged, conn: Connection) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Final
 
 import structlog
 
@@ -17,8 +16,6 @@ from services.metering.domain import Amounts, Metric, cost_of_run
 from services.metering.ledger.domain import Settlement
 
 log = structlog.get_logger(__name__)
-
-LINGER_S: Final = 0.02
 
 
 async def on_entitlements_changed(event: EntitlementsChanged, conn: Connection) -> None:
@@ -78,13 +75,13 @@ def subscriptions(plans: Plans) -> Sequence[Subscription]:
             event=RunRequested,
             handler=partial(on_run_requested, plans=plans),
             many=partial(on_runs_requested, plans=plans),
-            linger_s=LINGER_S,
+            lingers=True,
         ),
         Subscription(
             event=RunFinished,
             handler=partial(on_run_finished, plans=plans),
             many=partial(on_runs_finished, plans=plans),
-            linger_s=LINGER_S,
+            lingers=True,
         ),
         Subscription(event=RunProposed, handler=partial(on_run_proposed, plans=plans)),
         Subscription(event=QuotaUsed, handler=partial(on_quota_used, plans=plans)),
