@@ -1,9 +1,9 @@
 """What paths cost while their tables grow: `make bench-growth`, or `python -m bench.growth 10000 ... 10000000`.
 
 For each number of rows, in a database of its own: reservations, usage queries and run lists at 200 a second over HTTP,
-each from another user, and the relay's claim of 200 unsent events among that many sent ones. Ten rows a user, in the
-ledger and in the runs. Whether a grown table was ever read from end to end on these paths is asked of PostgreSQL's own
-statistics: that is how a missing index shows, whatever the statement.
+each from another user, and the relay's claim of a whole batch of unsent events among that many sent ones. Ten rows a
+user, in the ledger and in the runs. Whether a grown table was ever read from end to end on these paths is asked of
+PostgreSQL's own statistics: that is how a missing index shows, whatever the statement.
 """
 
 import asyncio
@@ -178,7 +178,7 @@ async def compare(servers: Servers, sizes: list[int]) -> Report:
         name="growth",
         title=f"Growth: what paths cost while tables grow ({OURS})",
         how=f"{PER_S} requests a second for {SECONDS:.0f} s on each path, each from another user, {PER_USER} rows "
-        "a user; the relay's claim of 200 events among as many sent ones as there are rows.",
+        f"a user; the relay's claim of {outbox.BATCH_SIZE} events among as many sent ones as there are rows.",
         columns=[
             Column(name=f"{path}_{part}_ms", title=f"{path.replace('_', ' ')} {part} ms", digits=1)
             for path in PATHS
