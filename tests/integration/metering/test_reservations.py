@@ -95,9 +95,8 @@ async def test_who_has_no_room_at_all_is_refused_as_by_the_transaction_and_costs
         fits = an_ask(other)
         verdicts = await by_statement(database, [*hopeless, fits])
         expected = await by_transaction(database, hopeless)
-    assert isinstance(verdicts.pop(fits.hold_id), Hold)
-    refusals = list(verdicts.values())
-    assert [refusal.fields for refusal in refusals] == [
+    assert isinstance(verdicts[fits.hold_id], Hold)
+    assert [verdicts[ask.hold_id].fields for ask in hopeless] == [
         refusal.fields for refusal in expected if isinstance(refusal, QuotaExceeded)
     ]
     assert await counters(test_database, short) == {"runs": (0, 1), "tokens": (0, 400)}
