@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, contextmanager, nullcontext
 from typing import Final
 from uuid import UUID
 
-from libs.common.database import Connection, Database
+from libs.common.database import Connection, Database, DatabaseUnavailable
 from libs.common.ids import new_id
 from libs.common.plans import Plans
 from services.metering import operations
@@ -47,11 +47,16 @@ async def ask_at_once(database: TestDatabase, *, seed: int, control: str = "") -
 
 
 async def _ask(pool: Database, user_id: UUID, plans: Plans) -> bool:
-    try:
-        await reserve(pool, user_id, amounts={Metric.RUNS: 1}, plans=plans)
-    except QuotaExceeded:
-        return False
-    return True
+    """As somebody asks who is told that the house is busy: again, under the same id."""
+    hold_id = new_id()
+    while True:
+        try:
+            await reserve(pool, user_id, hold_id=hold_id, amounts={Metric.RUNS: 1}, plans=plans)
+        except DatabaseUnavailable:  # no connection within two seconds, or the commit's outcome is not known
+            continue
+        except QuotaExceeded:
+            return False
+        return True
 
 
 @contextmanager
