@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, LiteralString, Self, cast
+from uuid import UUID
 
 import asyncpg
 import orjson
@@ -132,13 +133,16 @@ class Database:
         """
         role = "authenticated" if claims.get("role") == "authenticated" else "anon"
         async with self._begin() as conn:
-            # set_config(…, true) is SET LOCAL with parameters. One round trip for role and claims.
-            await conn.fetchrow(
-                "SELECT set_config('request.jwt.claims', $1, true), set_config('role', $2, true)",
+            # set_config(…, true) is SET LOCAL with parameters. One round trip for claims, role and what became of it:
+            # the columns of a row are computed in their order.
+            row = await conn.fetchrow(
+                """
+                SELECT set_config('request.jwt.claims', $1, true), set_config('role', $2, true), current_user AS role
+                """,
                 orjson.dumps(dict(claims)).decode(),
                 role,
             )
-            if await conn.fetchval("SELECT current_user") != role:
+            if row is None or row["role"] != role:
                 raise RuntimeError("the transaction does not run as the user")
             yield conn
 
@@ -200,13 +204,19 @@ class Database:
                 return
 
 
+def _plain(value: Any) -> str:
+    if isinstance(value, UUID):  # the driver's own kind, which orjson does not know
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
 async def prepare(connection: "asyncpg.Connection[Record]") -> None:
     """Make json and jsonb columns arrive as Python values and leave from them."""
     for name in ("json", "jsonb"):
         await connection.set_type_codec(
             name,
             schema="pg_catalog",
-            encoder=lambda value: orjson.dumps(value).decode(),
+            encoder=lambda value: orjson.dumps(value, default=_plain).decode(),
             decoder=orjson.loads,
         )
 
@@ -252,6 +262,8 @@ async def _open_pool(url: str, *, application_name: str, min_size: int, max_size
                     # Above our own bound on a statement: this one holds when the process that asked is gone or stuck.
                     "statement_timeout": "10000",
                     "jit": "off",
+                    # Pages are in memory or on a solid disk: the default, 4, has small tables scanned whole.
+                    "random_page_cost": "1.1",
                 },
             )
         except _INFRASTRUCTURE as error:

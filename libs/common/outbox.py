@@ -17,7 +17,7 @@ import structlog
 from prometheus_client import Counter
 
 from libs.common.clock import iso_millis
-from libs.common.database import Connection, Database, DatabaseUnavailable
+from libs.common.database import Connection, Database, DatabaseUnavailable, Record
 from libs.common.events import CATALOGUE, EncodedEvent, Event
 from libs.common.telemetry import EVENT_SUMS, EVENTS, current_traceparent
 from libs.common.waiting import woken
@@ -87,21 +87,37 @@ async def add_traced(conn: Connection, events: Sequence[tuple[Event, str | None]
 
 async def add_traced_with(
     conn: Connection, events: Sequence[tuple[Event, str | None]], statement: LiteralString, *args: Any
-) -> None:
-    """The same together with another statement, in one that needs no transaction around it.
+) -> list[Record]:
+    """The same together with another statement, in one that needs no transaction around it; return the other's rows.
 
     The parameters of the other are numbered from $6.
     """
-    await conn.execute(f"WITH added AS ({_INSERT}) {statement}", *_columns(events), *args)
+    rows = await conn.fetch(f"WITH added AS ({_INSERT}) {statement}", *_columns(events), *args)
     conn.wrote_outbox = True
+    return rows
+
+
+async def add_traced_of(
+    conn: Connection, events: Sequence[tuple[Event, str | None]], statement: LiteralString, *args: Any
+) -> set[UUID]:
+    """Carry out `statement` and add the events of what it did, in one that needs no transaction around it.
+
+    `statement` is WITH queries, the last of which is named `done` and returns the `id` of what was done and the `place`
+    of its event, counted from 1. Returns those ids. The parameters of the statement are numbered from $6.
+    """
+    rows = await conn.fetch(f"{statement}, added AS ({_INSERT} {_IF_DONE}) {_DONE}", *_columns(events), *args)
+    conn.wrote_outbox = True
+    return {row["id"] for row in rows}
 
 
 _INSERT: Final = """
     INSERT INTO outbox (id, type, subject, data, traceparent)
     SELECT id, type, subject, data, traceparent
     FROM unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::text[])
-        AS event(id, type, subject, data, traceparent)
+        WITH ORDINALITY AS event(id, type, subject, data, traceparent, place)
     """
+_IF_DONE: Final = "WHERE place IN (SELECT place FROM done)"
+_DONE: Final = "SELECT id FROM done"
 
 
 def _columns(events: Sequence[tuple[Event, str | None]]) -> Sequence[list[Any]]:

@@ -23,7 +23,6 @@ EXCEPTIONS: Final[Mapping[tuple[str, str, str], str]] = {
     ("function-size", "devkit/stripe/subscriptions.py", "_new_body"): _ONE_OBJECT,
     ("function-size", "services/agents/runs/lease_queries.py", "lease_runs"): _ONE_STATEMENT,
     ("function-size", "services/billing/queries.py", "upsert_subscription"): _ONE_STATEMENT,
-    ("function-size", "services/metering/ledger/queries.py", "book_settlement"): _ONE_STATEMENT,
     ("function-size", "tests/contracts/devkit/test_shapes.py", "shown"): "a list of one object of each kind",
     ("no-sleep-in-tests", "tests/contracts/devkit/emulation.py", "eventually"): "what tests without a loop wait with",
     ("no-sleep-in-tests", "tests/harness/patience.py", "eventually"): "what every other test waits with",

@@ -14,21 +14,28 @@ from services.agents.users import operations as users
 
 
 async def on_run_requested(event: RunRequested, conn: Connection) -> None:
-    await runs.accept_run(
+    await on_runs_requested([event], conn)
+
+
+async def on_runs_requested(events: Sequence[RunRequested], conn: Connection) -> None:
+    await runs.accept_runs(
         conn,
-        NewRun(
-            id=event.run_id,
-            user_id=str(event.user_id),
-            agent_type=event.agent_type,
-            task=event.task,
-            model_requested=event.model,
-            vibe=event.vibe,
-            context=event.context,
-            profile=event.profile,
-            template_id=event.template_id,
-            max_output_tokens=max(1, event.max_output_tokens),
-            traceparent=current_traceparent(),
-        ),
+        [
+            NewRun(
+                id=event.run_id,
+                user_id=str(event.user_id),
+                agent_type=event.agent_type,
+                task=event.task,
+                model_requested=event.model,
+                vibe=event.vibe,
+                context=event.context,
+                profile=event.profile,
+                template_id=event.template_id,
+                max_output_tokens=max(1, event.max_output_tokens),
+                traceparent=event.traceparent,
+            )
+            for event in events
+        ],
     )
 
 
@@ -67,7 +74,7 @@ async def on_hold_denied(event: HoldDenied, conn: Connection) -> None:
 def subscriptions(*, wake: Callable[[], None]) -> Sequence[Subscription]:
     """`wake` rouses this process's worker when a run has been queued."""
     return (
-        Subscription(event=RunRequested, handler=on_run_requested, wake=wake),
+        Subscription(event=RunRequested, handler=on_run_requested, many=on_runs_requested, wake=wake),
         Subscription(event=EntitlementsChanged, handler=on_entitlements_changed, wake=wake),
         Subscription(event=UserCreated, handler=on_user_created),
         Subscription(event=UserDeleted, handler=on_user_deleted),

@@ -26,10 +26,13 @@ def subscriptions(*, has_payments: bool, plans: Plans, wake: Callable[[], None] 
             await operations.adopt_customer(conn, user_id=event.user_id, stripe_customer_id=event.stripe_customer_id)
 
     async def on_usage_settled(event: UsageSettled, conn: Connection) -> None:
-        await usage_operations.record_usage(conn, event, plans=plans)
+        await on_usages_settled([event], conn)
+
+    async def on_usages_settled(events: Sequence[UsageSettled], conn: Connection) -> None:
+        await usage_operations.record_usage(conn, events, plans=plans)
 
     return (
         Subscription(event=UserDeleted, handler=on_user_deleted, wake=wake),
         Subscription(event=EntitlementsChanged, handler=on_entitlements_changed, wake=wake),
-        Subscription(event=UsageSettled, handler=on_usage_settled),
+        Subscription(event=UsageSettled, handler=on_usage_settled, many=on_usages_settled, lingers=True),
     )

@@ -1,5 +1,6 @@
 """Billing's writes about usage that Stripe charges for: one transaction each, safe to repeat."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -10,6 +11,7 @@ from libs.common.events.metering import UsageSettled
 from libs.common.plans import Plans
 from services.billing import queries, usage_queries, work_queries
 from services.billing.domain import UsageErrors, UsageReport
+from services.billing.usage_queries import NewReport
 from services.billing.work_queries import Lease
 
 log = structlog.get_logger(__name__)
@@ -18,25 +20,26 @@ MINUTE: Final = timedelta(minutes=1)
 OLDEST_DAYS: Final = 35
 
 
-async def record_usage(conn: Connection, event: UsageSettled, *, plans: Plans) -> None:
-    """Write down what Stripe must be told of a settlement: the metrics that the plan Stripe bills charges by use."""
-    payer = await usage_queries.find_payer(conn, event.user_id)
-    tier = plans.tiers.get(payer["tier"]) if payer is not None else None
-    if payer is None or tier is None:
-        return
-    for metric, metered in sorted(tier.metered.items()):
-        value = event.amounts.get(metric, 0)
-        if value > 0:
-            await usage_queries.insert_report(
-                conn,
-                hold_id=event.hold_id,
-                metric=metric,
-                user_id=event.user_id,
-                stripe_customer_id=payer["stripe_customer_id"],
-                meter=metered.meter,
-                value=value,
-                used_at=event.occurred_at,
-            )
+async def record_usage(conn: Connection, events: Sequence[UsageSettled], *, plans: Plans) -> None:
+    """Write down what Stripe must be told of settlements: the metrics that the plan Stripe bills charges by use."""
+    payers = await usage_queries.find_payers(conn, {event.user_id for event in events})
+    reports = [
+        NewReport(
+            hold_id=event.hold_id,
+            metric=metric,
+            user_id=event.user_id,
+            stripe_customer_id=payer.stripe_customer_id,
+            meter=metered.meter,
+            value=event.amounts[metric],
+            used_at=event.occurred_at,
+        )
+        for event in events
+        if (payer := payers.get(event.user_id)) is not None and (tier := plans.tiers.get(payer.tier)) is not None
+        for metric, metered in sorted(tier.metered.items())
+        if event.amounts.get(metric, 0) > 0
+    ]
+    if reports:
+        await usage_queries.insert_reports(conn, reports)
 
 
 def minute_of(report: UsageReport) -> tuple[datetime, datetime]:

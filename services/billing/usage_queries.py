@@ -1,8 +1,8 @@
 """SQL of usage that Stripe charges for: what is to be reported, what was, and what Stripe did not count."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from libs.common.database import Connection, Record
@@ -13,45 +13,51 @@ STRIPE_REMEMBERS_H: Final = 23
 """Stripe knows an identifier for 24 h at least: https://docs.stripe.com/api/billing/meter-event/create"""
 
 
-async def find_payer(conn: Connection, user_id: UUID) -> Record | None:
-    """The user's tier and the customer who pays for it."""
-    return await conn.fetchrow(
+class Payer(NamedTuple):
+    tier: str
+    stripe_customer_id: str
+
+
+class NewReport(NamedTuple):
+    """What a settled hold used of a metric; `used_at` None is now."""
+
+    hold_id: UUID
+    metric: str
+    user_id: UUID
+    stripe_customer_id: str
+    meter: str
+    value: int
+    used_at: datetime | None
+
+
+async def find_payers(conn: Connection, user_ids: Collection[UUID]) -> dict[UUID, Payer]:
+    """The tier of each user and the customer who pays for it; who has no customer is left out."""
+    rows = await conn.fetch(
         """
-        SELECT tier, stripe_customer_id FROM billing.accounts
-        WHERE user_id = $1 AND stripe_customer_id IS NOT NULL
+        SELECT user_id, tier, stripe_customer_id FROM billing.accounts
+        WHERE user_id = ANY($1) AND stripe_customer_id IS NOT NULL
+        ORDER BY user_id
         FOR KEY SHARE  -- an erasure deletes the account first and waits here: it then sees the report, and deletes it
         """,
-        user_id,
+        list(user_ids),
     )
+    return {row["user_id"]: Payer(row["tier"], row["stripe_customer_id"]) for row in rows}
 
 
-async def insert_report(
-    conn: Connection,
-    *,
-    hold_id: UUID,
-    metric: str,
-    user_id: UUID,
-    stripe_customer_id: str,
-    meter: str,
-    value: int,
-    used_at: datetime | None,
-) -> None:
+async def insert_reports(conn: Connection, reports: Sequence[NewReport]) -> None:
     await conn.execute(
         """
         INSERT INTO billing.usage_reports (hold_id, metric, user_id, stripe_customer_id, meter, identifier, value,
             used_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, now()))
+        SELECT hold_id, metric, user_id, stripe_customer_id, meter, hold_id || '-' || metric, value,
+            coalesce(used_at, now())
+        FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::bigint[], $7::timestamptz[])
+            AS used(hold_id, metric, user_id, stripe_customer_id, meter, value, used_at)
+        ORDER BY hold_id, metric
         -- ON CONFLICT: a hold settles once; should its settlement be told again, it is charged once all the same.
         ON CONFLICT (hold_id, metric) DO NOTHING
         """,
-        hold_id,
-        metric,
-        user_id,
-        stripe_customer_id,
-        meter,
-        f"{hold_id}-{metric}",
-        value,
-        used_at,
+        *map(list, zip(*reports, strict=True)),
     )
 
 

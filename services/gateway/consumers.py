@@ -1,7 +1,7 @@
 """Events the gateway consumes: plans into profiles, erasures into their record, the rest told to users."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 from uuid import UUID
 
@@ -52,11 +52,17 @@ class Announcer:
             await self._woken.wait()
             self._woken.clear()
             while self._pending:
-                user_id = self._pending.pop()
+                user_ids, self._pending = self._pending, set()
                 try:
-                    await self._redis.publish(user_channel(user_id), b"1")  # pyright: ignore[reportUnknownMemberType]
+                    await self._publish(user_ids)
                 except (RedisError, OSError, TimeoutError) as error:
                     log.info("hint_lost", error=type(error).__name__)
+
+    async def _publish(self, user_ids: Collection[UUID]) -> None:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for user_id in user_ids:
+                pipe.publish(user_channel(user_id), b"1")  # pyright: ignore[reportUnknownMemberType]
+            await pipe.execute()
 
 
 def _tell(event_type: type[Event], announcer: Announcer, standings: StandingCache) -> ManyHandler:
@@ -113,7 +119,9 @@ def _told(event: type[Event], many: ManyHandler, announcer: Announcer) -> Subscr
     async def handler(event: Any, conn: Connection) -> None:
         await many([event], conn)
 
-    return Subscription(event=event, handler=handler, many=many, wake=announcer.wake)
+    # A plan that was just paid for is not to wait; whoever looks at a run follows its own stream.
+    lingers = event is not gateway.EntitlementsChanged
+    return Subscription(event=event, handler=handler, many=many, lingers=lingers, wake=announcer.wake)
 
 
 async def on_subscription_changed(event: billing.SubscriptionChanged, conn: Connection) -> None:

@@ -75,11 +75,13 @@ def subscriptions(plans: Plans) -> Sequence[Subscription]:
             event=RunRequested,
             handler=partial(on_run_requested, plans=plans),
             many=partial(on_runs_requested, plans=plans),
+            lingers=True,
         ),
         Subscription(
             event=RunFinished,
             handler=partial(on_run_finished, plans=plans),
             many=partial(on_runs_finished, plans=plans),
+            lingers=True,
         ),
         Subscription(event=RunProposed, handler=partial(on_run_proposed, plans=plans)),
         Subscription(event=QuotaUsed, handler=partial(on_quota_used, plans=plans)),

@@ -13,7 +13,9 @@ from libs.common.errors import VentureError
 from libs.common.plans import Plans
 from libs.common.together import HELP_AFTER_S, Together
 from services.metering import operations
+from services.metering.accounts.queries import find_accounts
 from services.metering.domain import Ask, Hold
+from services.metering.reservations.operations import reserve_at_once
 
 LANES: Final = 2
 
@@ -35,5 +37,17 @@ class HoldDesk:
         return [answer.exception() or answer.result() for answer in answers]
 
     async def _reserve(self, asks: Sequence[Ask]) -> list[Hold | VentureError]:
-        async with self._database.transaction() as conn:
-            return await operations.reserve_many(conn, self._plans, asks)
+        """Two statements that commit themselves, and a transaction only for those whom they could not decide about.
+
+        Safe to repeat if that transaction fails: who holds already is answered by the id.
+        """
+        async with self._database.statement() as conn:
+            known = await find_accounts(conn, self._plans, sorted({ask.user_id for ask in asks}))
+        async with self._database.statement() as conn:
+            verdicts = await reserve_at_once(conn, self._plans, asks, known)
+        rest = [ask for ask in asks if ask.hold_id not in verdicts]
+        if rest:
+            async with self._database.transaction() as conn:
+                decided = await operations.reserve_many(conn, self._plans, rest)
+            verdicts |= dict(zip((ask.hold_id for ask in rest), decided, strict=True))
+        return [verdicts[ask.hold_id] for ask in asks]

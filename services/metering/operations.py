@@ -26,6 +26,7 @@ from services.metering.domain import (
     FeatureNotIncluded,
     Hold,
     HoldConflict,
+    HoldState,
     Metric,
     QuotaExceeded,
 )
@@ -33,7 +34,8 @@ from services.metering.grants.operations import spend_credits
 from services.metering.ledger import domain as ledger_rules
 from services.metering.ledger import queries as ledger
 from services.metering.ledger.domain import Settlement
-from services.metering.taking import Wanted, take
+from services.metering.ledger.queries import Ending
+from services.metering.taking import Wanted, take, wanted_by
 
 log = structlog.get_logger(__name__)
 
@@ -45,13 +47,13 @@ async def reserve_many(conn: Connection, plans: Plans, asks: Sequence[Ask]) -> l
     """
     known = await accounts.find_accounts(conn, plans, sorted({ask.user_id for ask in asks}))
     verdicts: dict[UUID, Hold | VentureError] = {
-        ask.hold_id: refusal for ask in asks if (refusal := _not_entitled(plans, known[ask.user_id], ask)) is not None
+        ask.hold_id: refusal for ask in asks if (refusal := not_entitled(plans, known[ask.user_id], ask)) is not None
     }
     admitted = [(ask, known[ask.user_id].period) for ask in asks if ask.hold_id not in verdicts]
     claimed = await queries.insert_holds(conn, admitted)
     renewable = await _settle_repeated(conn, [ask for ask, _ in admitted if ask.hold_id not in claimed], verdicts)
     open_asks = [ask for ask, _ in admitted if ask.hold_id not in verdicts]
-    refusals = await _take(conn, plans, open_asks, known) if open_asks else {}
+    refusals = await take(conn, plans, wanted_by(open_asks, known)) if open_asks else {}
     refused = [hold_id for hold_id in refusals if hold_id in claimed]
     if refused:
         await queries.delete_holds(conn, refused)
@@ -129,15 +131,15 @@ async def settle_hold(conn: Connection, plans: Plans, settlement: Settlement) ->
 
 
 async def settle_holds(conn: Connection, plans: Plans, settlements: Sequence[Settlement]) -> None:
-    """The same for many: what they need is looked up at once, and what follows is written at once."""
+    """The same for many: what they need is looked up at once, and what is plain about them is written at once."""
     holds = await queries.lock_holds(conn, [one.hold_id for one in settlements])
     known = await accounts.find_accounts(conn, plans, sorted({str(one.user_id) for one in settlements}))
-    settled: list[UsageSettled] = []
-    standings: list[Standing] = []
-    for one in settlements:
+    plain, odd = _plain_endings(settlements, holds, known)
+    told = await _end_holds(conn, plans, known, plain) if plain else []
+    for one in odd:
+        account = known[str(one.user_id)]
         # Taken out: a run that is told twice in one batch is looked up again, as the first left it.
         hold = holds.pop(one.hold_id, None) or await queries.lock_hold(conn, one.hold_id)
-        account = known[str(one.user_id)]
         if account.erased_as is not None:
             await _book_for_the_erased(conn, account, one)
             continue
@@ -147,15 +149,9 @@ async def settle_holds(conn: Connection, plans: Plans, settlements: Sequence[Set
         if transition is None:
             await _keep_conflict(conn, hold, one)
             continue
-        is_new, counters = await ledger.book_settlement(conn, hold, transition, one)
-        booked = {metric: amount if is_new else 0 for metric, amount in one.used.items()}
-        await _spend(conn, plans, account, hold, booked=booked, counters=counters)
-        settled.append(
-            UsageSettled(user_id=one.user_id, hold_id=hold.id, amounts=booked, period_start=hold.period.start)
-        )
-        used = {metric: counters[metric] for metric in booked}
-        standings.append(Standing(user_id=hold.user_id, account=account, period=hold.period, used=used))
-    await outbox.add(conn, *settled, *await thresholds_told(conn, plans, standings))
+        told += await _end_holds(conn, plans, known, [Ending(hold, transition, one)])
+    settled = [event for event, _ in told]
+    await outbox.add(conn, *settled, *await thresholds_told(conn, plans, [standing for _, standing in told]))
 
 
 async def answer_proposal(conn: Connection, plans: Plans, *, run_id: UUID, user_id: UUID, amounts: Amounts) -> None:
@@ -184,7 +180,8 @@ async def sweep_hold(conn: Connection, hold: Hold) -> None:
     await _apply(conn, hold, domain.sweep(hold))
 
 
-def _not_entitled(plans: Plans, account: Account, ask: Ask) -> VentureError | None:
+def not_entitled(plans: Plans, account: Account, ask: Ask) -> AccountDeleted | FeatureNotIncluded | None:
+    """Why this account may not ask that, whatever quota it has left."""
     if account.erased_as is not None:
         return AccountDeleted("This account was deleted.")
     missing = account_rules.missing_feature(plans, account, ask.features)
@@ -229,22 +226,6 @@ async def _settle_repeated(
     return renewable
 
 
-async def _take(
-    conn: Connection, plans: Plans, asks: Sequence[Ask], known: Mapping[str, Account]
-) -> dict[UUID, QuotaExceeded]:
-    wanted = [
-        Wanted(
-            key=ask.hold_id,
-            user_id=ask.user_id,
-            amounts=ask.amounts,
-            account=known[ask.user_id],
-            period=known[ask.user_id].period,
-        )
-        for ask in asks
-    ]
-    return await take(conn, plans, wanted)
-
-
 async def _apply(conn: Connection, hold: Hold, transition: domain.Transition) -> None:
     await queries.mark_hold(conn, hold.id, transition)
     await queries.change_counters(conn, hold, held=transition.held)
@@ -265,6 +246,39 @@ async def _record_hold(conn: Connection, account: Account, *, hold_id: UUID, use
     if hold is None:
         raise HoldConflict("This hold was erased at this moment.")
     return hold
+
+
+def _plain_endings(
+    settlements: Sequence[Settlement], holds: dict[UUID, Hold], known: Mapping[str, Account]
+) -> tuple[list[Ending], list[Settlement]]:
+    """Take out the open holds of users without credits, each with the first settlement of it; return the rest, too."""
+    plain: list[Ending] = []
+    odd: list[Settlement] = []
+    for one in settlements:
+        hold, account = holds.get(one.hold_id), known[str(one.user_id)]
+        transition = None if hold is None or hold.user_id != str(one.user_id) else domain.settle(hold)
+        is_open = transition is not None and transition.state is HoldState.SETTLED
+        if hold is None or transition is None or not is_open or account.has_grants or account.erased_as is not None:
+            odd.append(one)
+        else:
+            plain.append(Ending(holds.pop(one.hold_id), transition, one))
+    return plain, odd
+
+
+async def _end_holds(
+    conn: Connection, plans: Plans, known: Mapping[str, Account], endings: Sequence[Ending]
+) -> list[tuple[UsageSettled, Standing]]:
+    """Book these runs and end their holds; return what is to be told. Only one at a time if credits are to be spent."""
+    booked_before, counters = await ledger.book_settlements(conn, endings)
+    told: list[tuple[UsageSettled, Standing]] = []
+    for hold, _, one in endings:
+        account = known[hold.user_id]
+        booked = {metric: 0 if hold.id in booked_before else amount for metric, amount in one.used.items()}
+        used = {metric: counters[hold.user_id, metric, hold.period.start] for metric in booked}
+        await _spend(conn, plans, account, hold, booked=booked, counters=used)
+        event = UsageSettled(user_id=one.user_id, hold_id=hold.id, amounts=booked, period_start=hold.period.start)
+        told.append((event, Standing(user_id=hold.user_id, account=account, period=hold.period, used=used)))
+    return told
 
 
 async def _spend(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -41,6 +41,14 @@ async def insert_holds(conn: Connection, asks: Sequence[tuple[Ask, Period]]) -> 
         ON CONFLICT (id) DO NOTHING
         RETURNING id, created_at, expires_at
         """,
+        *hold_columns(asks),
+    )
+    return new_holds(asks, rows)
+
+
+def hold_columns(asks: Sequence[tuple[Ask, Period]]) -> Sequence[list[Any]]:
+    """What a new hold's row says: id, user, amounts as JSON, start and end of its period, whether it is confirmed."""
+    return (
         [ask.hold_id for ask, _ in asks],
         [ask.user_id for ask, _ in asks],
         [orjson.dumps(dict(ask.amounts), option=orjson.OPT_NON_STR_KEYS).decode() for ask, _ in asks],
@@ -48,8 +56,26 @@ async def insert_holds(conn: Connection, asks: Sequence[tuple[Ask, Period]]) -> 
         [period.end for _, period in asks],
         [ask.is_confirmed for ask, _ in asks],
     )
+
+
+def new_holds(asks: Sequence[tuple[Ask, Period]], rows: Sequence[Record]) -> dict[UUID, Hold]:
+    """The holds of these asks whose rows were made."""
     asked = {ask.hold_id: (ask, period) for ask, period in asks}
-    return {hold.id: hold for hold in (_new_hold(*asked[row["id"]], row) for row in rows)}
+    return {
+        ask.hold_id: Hold(
+            id=ask.hold_id,
+            user_id=ask.user_id,
+            amounts=ask.amounts,
+            state=HoldState.HELD,
+            period=period,
+            expires_at=row["expires_at"],
+            created_at=row["created_at"],
+            is_confirmed=ask.is_confirmed,
+            is_booked=False,
+        )
+        for row in rows
+        for ask, period in (asked[row["id"]],)
+    }
 
 
 async def delete_holds(conn: Connection, hold_ids: Sequence[UUID]) -> None:
@@ -236,9 +262,6 @@ async def take_quota(conn: Connection, takings: Mapping[Counter, Taking]) -> set
     user's metric may be named in two periods.
     """
     keys = sorted(takings)
-    ceilings = {f"{key[0]} {key[1]}": _ceiling(takings[key]) for key in keys}
-    if len(ceilings) != len(keys):
-        raise ValueError("a user's metric is named in two periods")
     rows = await conn.fetch(
         """
         INSERT INTO usage_metrics AS u (user_id, metric_type, period_start, period_end, held_value)
@@ -261,13 +284,20 @@ async def take_quota(conn: Connection, takings: Mapping[Counter, Taking]) -> set
         [key[2] for key in keys],
         [takings[key].period_end for key in keys],
         [takings[key].amount for key in keys],
-        ceilings,
+        ceilings_of(takings),
     )
     return {(row["user_id"], row["metric_type"], row["period_start"]) for row in rows}
 
 
-def _ceiling(taking: Taking) -> int:
-    return UNLIMITED if taking.ceiling is None else taking.ceiling
+def ceilings_of(takings: Mapping[Counter, Taking]) -> dict[str, int]:
+    """Each counter's ceiling by its user and metric. Raises ValueError if these name one in two periods."""
+    ceilings = {
+        f"{user_id} {metric}": UNLIMITED if taking.ceiling is None else taking.ceiling
+        for (user_id, metric, _), taking in takings.items()
+    }
+    if len(ceilings) != len(takings):
+        raise ValueError("a user's metric is named in two periods")
+    return ceilings
 
 
 async def give_quota_back(conn: Connection, amounts: Mapping[Counter, int]) -> None:
@@ -351,20 +381,6 @@ async def delete_counters_of_tier(conn: Connection, *, tier: str) -> int:
     )
 
 
-def _new_hold(ask: Ask, period: Period, row: Record) -> Hold:
-    return Hold(
-        id=ask.hold_id,
-        user_id=ask.user_id,
-        amounts=ask.amounts,
-        state=HoldState.HELD,
-        period=period,
-        expires_at=row["expires_at"],
-        created_at=row["created_at"],
-        is_confirmed=ask.is_confirmed,
-        is_booked=False,
-    )
-
-
 def _hold(row: Record) -> Hold:
     return Hold(
         id=UUID(int=row["id"].int),
@@ -376,15 +392,4 @@ def _hold(row: Record) -> Hold:
         created_at=row["created_at"],
         is_confirmed=row["confirmed_at"] is not None,
         is_booked=row["settled_at"] is not None,
-    )
-
-
-async def count_users_at_limits(conn: Connection) -> int:
-    """Users who have used up some limit in the current period."""
-    return await conn.fetchval(
-        """
-        SELECT count(DISTINCT t.user_id) FROM metering.thresholds AS t
-        JOIN public.usage_metrics AS u USING (user_id, metric_type, period_start)
-        WHERE t.percent = 100 AND u.period_start <= now() AND now() < u.period_end AND u.metric_value > 0
-        """
     )

@@ -14,7 +14,7 @@ from libs.common.plans import Plans
 from services.metering import domain, queries
 from services.metering.accounts import domain as account_rules
 from services.metering.accounts.domain import Account
-from services.metering.domain import Amounts, Period, QuotaExceeded, Tally, Usage
+from services.metering.domain import Amounts, Ask, Period, QuotaExceeded, Tally, Usage
 from services.metering.grants.operations import credits_of
 from services.metering.queries import Counter, Taking
 
@@ -35,6 +35,26 @@ class Wanted:
         return self.user_id, metric, self.period.start
 
 
+def wanted_by(asks: Sequence[Ask], known: Mapping[str, Account]) -> list[Wanted]:
+    """What each ask wants of its user's current period."""
+    return [
+        Wanted(key=ask.hold_id, user_id=ask.user_id, amounts=ask.amounts, account=account, period=account.period)
+        for ask in asks
+        for account in (known[ask.user_id],)
+    ]
+
+
+def takings_of(plans: Plans, wanted: Sequence[Wanted]) -> dict[Counter, Taking]:
+    """What they want of each counter in all, below what plans and overrides alone allow."""
+    limits, takings = _limits(plans, wanted), dict[Counter, Taking]()
+    for ask in wanted:
+        for metric, amount in ask.amounts.items():
+            key = ask.counter(metric)
+            before = takings[key].amount if key in takings else 0
+            takings[key] = Taking(period_end=ask.period.end, amount=before + amount, ceiling=limits.get(key))
+    return takings
+
+
 async def take(conn: Connection, plans: Plans, wanted: Sequence[Wanted]) -> dict[UUID, QuotaExceeded]:
     """Take what fits from the counters; return the refusals. What is decided is what the conditional statement took."""
     if any(ask.account.has_grants for ask in wanted):
@@ -52,12 +72,7 @@ async def _take_at_once(conn: Connection, plans: Plans, wanted: Sequence[Wanted]
 
     Afterwards the counters of everybody are there and locked, so that deciding locks nothing out of order.
     """
-    limits, takings = _limits(plans, wanted), dict[Counter, Taking]()
-    for ask in wanted:
-        for metric, amount in ask.amounts.items():
-            key = ask.counter(metric)
-            before = takings[key].amount if key in takings else 0
-            takings[key] = Taking(period_end=ask.period.end, amount=before + amount, ceiling=limits.get(key))
+    takings = takings_of(plans, wanted)
     if any(taking.ceiling is not None and taking.amount > taking.ceiling for taking in takings.values()):
         return wanted  # the statement would not touch, and so not lock, a counter that can never have room
     taken = await queries.take_quota(conn, takings)
@@ -89,7 +104,7 @@ async def _decide(conn: Connection, plans: Plans, wanted: Sequence[Wanted]) -> d
         taken = await queries.take_quota(conn, takings) if takings else set[Counter]()
         if taken == takings.keys():
             return {
-                ask.key: _refusal(ask, metric, tallies[ask.counter(metric)], now)
+                ask.key: refusal_of(ask, metric, tallies[ask.counter(metric)], now)
                 for ask, metric in zip(wanted, refused, strict=True)
                 if metric is not None
             }
@@ -123,7 +138,8 @@ def _limits(plans: Plans, wanted: Sequence[Wanted]) -> dict[Counter, int]:
     return limits
 
 
-def _refusal(ask: Wanted, metric: str, tally: Tally, now: datetime) -> QuotaExceeded:
+def refusal_of(ask: Wanted, metric: str, tally: Tally, now: datetime) -> QuotaExceeded:
+    """What an ask is told that this metric refused."""
     return QuotaExceeded(
         metric=metric,
         asked=ask.amounts[metric],

@@ -14,6 +14,7 @@ from libs.common.lanes import Lanes
 from libs.common.plans import Plans, load_plans
 from libs.common.process import Service
 from services.metering import queries
+from services.metering.accounts import queries as accounts
 from services.metering.api import HoldRoutes
 from services.metering.consumers import subscriptions
 from services.metering.ingest.api import IngestRoutes
@@ -87,7 +88,7 @@ async def _check_months(database: Database) -> Finding:
 
 async def _check_limits(database: Database) -> Finding:
     async with database.transaction() as conn:
-        return at_most(await queries.count_users_at_limits(conn), 0)
+        return at_most(await accounts.count_users_at_limits(conn), 0)
 
 
 async def _check_drift(watch: DriftWatch) -> Finding:

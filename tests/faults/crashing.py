@@ -30,7 +30,7 @@ POINTS: Final[Mapping[str, Point]] = {
         service="gateway", when="after", function="services.gateway.quotas:Quotas.hold"
     ),
     "between the model's answer and its record": Point(
-        service="agents", when="before", function="services.agents.runs.operations:finish_run"
+        service="agents", when="before", function="services.agents.runs.operations:finish_runs"
     ),
     "between the settlement and its commit": Point(
         service="metering", when="after", function="services.metering.operations:settle_holds"

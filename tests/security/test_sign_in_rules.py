@@ -163,8 +163,7 @@ async def test_what_a_user_sends_along_gives_no_rights(client: httpx.AsyncClient
     assert profile == [{"subscription_tier": "free", "premium_features": {}}]
 
 
-def test_tokens_of_the_key_before_are_good_until_it_is_taken_out() -> None:
-    old, new = new_signing_key("old"), new_signing_key("new")
+def signed_in() -> tuple[User, Session]:
     now = system_clock()
     user = User(
         id=new_id(), email="ada@example.com", email_confirmed_at=now, last_sign_in_at=now, confirmation_sent_at=None,
@@ -174,6 +173,25 @@ def test_tokens_of_the_key_before_are_good_until_it_is_taken_out() -> None:
     session = Session(
         id=new_id(), user_id=user.id, aal="aal1", amr=(), refresh_key=b"", refresh_counter=0, refreshed_at=None
     )
+    return user, session
+
+
+@pytest.mark.parametrize(("idle_s", "remembered"), [(0, 1), (60, 2)])
+def test_a_token_that_nobody_sends_any_more_is_forgotten(idle_s: float, remembered: int) -> None:
+    keys = json.dumps([new_signing_key("k")])
+    tokens = AccessTokens(signing_keys=keys, issuer="https://x/auth/v1", ttl_s=60, idle_s=idle_s)
+    user, session = signed_in()
+    other, others = signed_in()
+    first, _, _ = tokens.sign(user, session)
+    assert tokens.verify(first).user_id == tokens.verify(first).user_id == user.id
+    assert tokens.verify(tokens.sign(other, others)[0]).user_id == other.id
+    assert tokens.count == remembered
+    assert tokens.verify(first).user_id == user.id, "forgotten, it is checked anew"
+
+
+def test_tokens_of_the_key_before_are_good_until_it_is_taken_out() -> None:
+    old, new = new_signing_key("old"), new_signing_key("new")
+    user, session = signed_in()
 
     def tokens(*keys: dict[str, str]) -> AccessTokens:
         return AccessTokens(signing_keys=json.dumps(keys), issuer="https://x/auth/v1", ttl_s=60)

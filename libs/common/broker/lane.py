@@ -41,6 +41,7 @@ thousand, batches of up to 32 drain 4,560 at 0.16 s."""
 MANY_BATCH: Final = 256
 """Of a subscription that handles many at once: its round trips are the same for any number, so what it waits for is
 shared by as many as have come."""
+LINGER_S: Final = 0.05
 
 Handler = Callable[[Any, Connection], Awaitable[None]]
 ManyHandler = Callable[[Sequence[Any], Connection], Awaitable[None]]
@@ -51,12 +52,14 @@ class Subscription:
     """One event this service consumes. `wake` runs after a commit of the handler's, to rouse a loop of this process.
 
     `many` does for a batch what `handler` does for each of it, in fewer round trips. It runs in no message's trace, and
-    after an error of its own each message is handled alone.
+    after an error of its own each message is handled alone. `lingers`: a batch waits for more to come; for what nobody
+    waits for.
     """
 
     event: type[Event]
     handler: Handler
     many: ManyHandler | None = None
+    lingers: bool = False
     wake: Callable[[], None] | None = None
 
 
@@ -120,6 +123,8 @@ class Lane:
         while True:
             first = await self._arrived.get()
             messages = [first]
+            if self._subscription.lingers and first is not None and self._arrived.qsize() + 1 < self._batch:
+                await asyncio.sleep(LINGER_S)
             while len(messages) < self._batch and not self._arrived.empty():
                 messages.append(self._arrived.get_nowait())
             await self._settle([message for message in messages if message is not None])

@@ -37,6 +37,8 @@ class Event(BaseModel):
     """Unique for ever; consumers deduplicate by it. Travels as the envelope's `id`."""
     occurred_at: SkipJsonSchema[datetime | None] = Field(default=None, exclude=True)
     """The database's clock when the outbox row was written; None until then. Travels as `time`."""
+    traceparent: SkipJsonSchema[str | None] = Field(default=None, exclude=True)
+    """The trace of whoever caused it, for what is begun because of it; None until it is sent."""
 
     @property
     def subject(self) -> str:
@@ -50,7 +52,8 @@ class Event(BaseModel):
     @classmethod
     def from_envelope(cls, envelope: "Envelope") -> Self:
         try:
-            return cls.model_validate({**envelope.data, "event_id": envelope.id, "occurred_at": envelope.time})
+            stamps = {"event_id": envelope.id, "occurred_at": envelope.time, "traceparent": envelope.traceparent}
+            return cls.model_validate({**envelope.data, **stamps})
         except ValidationError as error:
             # Pydantic's message repeats the offending input, which may be personal: name places and reasons only.
             reasons = "; ".join(

@@ -147,21 +147,18 @@ async def queue_proposed_run(conn: Connection, run_id: UUID, *, user_id: UUID, t
     if proposal is None:
         log.info("proposal_gone", run_id=str(run_id))
         return
-    is_accepted = await runs.accept_run(
-        conn,
-        NewRun(
-            id=proposal.run_id,
-            user_id=proposal.user_id,
-            agent_type="suggestion",
-            task=proposal.task,
-            max_output_tokens=proposal.max_output_tokens,
-            background_event_id=proposal.background_event_id,
-            priority=BACKGROUND_PRIORITY,
-            is_approval_required=proposal.approval_required,
-            traceparent=traceparent,
-        ),
+    run = NewRun(
+        id=proposal.run_id,
+        user_id=proposal.user_id,
+        agent_type="suggestion",
+        task=proposal.task,
+        max_output_tokens=proposal.max_output_tokens,
+        background_event_id=proposal.background_event_id,
+        priority=BACKGROUND_PRIORITY,
+        is_approval_required=proposal.approval_required,
+        traceparent=traceparent,
     )
-    if is_accepted:
+    if await runs.accept_runs(conn, [run]):
         await queries.mark_run_granted(conn, proposal.background_event_id, proposal.run_id)
 
 

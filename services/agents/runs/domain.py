@@ -201,6 +201,33 @@ def usage_data(usage: Usage) -> dict[str, int]:
     return {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """A run to be brought to its end: under its lease, or out of the queue where `lease_token` is None.
+
+    `last_seq` is the number of its last event, `last_text` what its readers have not been shown of the answer yet.
+    """
+
+    run_id: UUID
+    user_id: str
+    agent_type: str
+    lease_token: int | None
+    ending: Ending
+    last_seq: int
+    last_text: str = ""
+    traceparent: str | None = None
+
+    def events(self) -> list[RunEvent]:
+        """The last events of its stream."""
+        usage = self.ending.usage
+        parts: list[tuple[str, dict[str, Any]]] = [("run.delta", {"text": self.last_text})] if self.last_text else []
+        if usage.input_tokens or usage.output_tokens:
+            price = {"cost_micro_usd": usage.cost_micro_usd, "is_estimated": usage.is_estimated}
+            parts.append(("run.usage", {**usage_data(usage), **price}))
+        parts.append((f"run.{self.ending.outcome}", self.ending.event_data()))
+        return [RunEvent(seq=self.last_seq + n, type=kind, data=data) for n, (kind, data) in enumerate(parts, start=1)]
+
+
 class StopReason(StrEnum):
     """Why a run that is under way is to stop here."""
 

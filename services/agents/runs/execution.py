@@ -13,7 +13,7 @@ from typing import Final, TypeVar, assert_never
 import structlog
 
 from libs.common.database import Connection, Database, DatabaseUnavailable
-from libs.common.telemetry import span
+from libs.common.telemetry import current_traceparent, span
 from libs.common.waiting import end, woken
 from services.agents.models.domain import ModelNotAvailable
 from services.agents.ports import (
@@ -32,8 +32,17 @@ from services.agents.ports import (
     UsageReport,
 )
 from services.agents.prompts.domain import Prompt, count_tokens, held_input_tokens
-from services.agents.runs import operations
-from services.agents.runs.domain import Append, Ending, Outcome, OutputWarning, RunError, RunEvent, StopReason, Usage
+from services.agents.runs.domain import (
+    Append,
+    Ending,
+    Finish,
+    Outcome,
+    OutputWarning,
+    RunError,
+    RunEvent,
+    StopReason,
+    Usage,
+)
 from services.agents.runs.ingredients import AtomShelf, prompt_of
 from services.agents.runs.operations import StartedRun
 from services.agents.runs.orchestration import MAX_TOOL_ROUNDS, TOOLS, PlanInvalid, read_plan, repair_request
@@ -298,20 +307,19 @@ class Execution:
         self._engine.mirror.offer(self.run_id, [event])
 
     async def _finish(self, ending: Ending) -> None:
-        async def finish(conn: Connection) -> list[RunEvent] | None:
-            return await operations.finish_run(
-                conn,
-                self.run_id,
-                ending,
-                lease_token=self.lease_token,
-                last_text=self._transcript.rest(is_whole=ending.outcome is Outcome.SUCCEEDED),
-                last_seq=self._seq,
-            )
-
-        events = await self._persist(finish)
-        if events is None:
+        finish = Finish(
+            run_id=self.run_id,
+            user_id=self._run.user_id,
+            agent_type=self._run.agent_type,
+            lease_token=self.lease_token,
+            ending=ending,
+            last_seq=self._seq,
+            last_text=self._transcript.rest(is_whole=ending.outcome is Outcome.SUCCEEDED),
+            traceparent=current_traceparent(),
+        )
+        if not await self._patiently(lambda: self._engine.scribe.finish(finish)):
             raise Stopped
-        self._engine.mirror.offer(self.run_id, events)
+        self._engine.mirror.offer(self.run_id, finish.events())
 
     async def _persist(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Do one transaction; the work is safe to repeat."""

@@ -191,6 +191,8 @@ async def hand_back(conn: Connection, leases: Mapping[UUID, int]) -> None:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LostRun:
     id: UUID
+    user_id: str
+    agent_type: str
     lease_token: int
     is_cancel_requested: bool
 
@@ -199,7 +201,7 @@ async def lock_lost_runs(conn: Connection, *, limit: int) -> list[LostRun]:
     """Runs whose lease expired and that are not to be tried again: the user cancelled, or the attempts are spent."""
     rows = await conn.fetch(
         """
-        SELECT id, lease_token, cancel_requested_at IS NOT NULL AS is_cancel_requested
+        SELECT id, user_id, agent_type, lease_token, cancel_requested_at IS NOT NULL AS is_cancel_requested
         FROM public.agent_runs
         WHERE status = 'running' AND lease_expires_at <= now()
           AND (attempt - handed_back >= $1 OR cancel_requested_at IS NOT NULL)

@@ -1,10 +1,9 @@
 """Writes on runs: accept, start, finish, cancel. Each is safe to repeat."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 from uuid import UUID
 
-from libs.common import outbox
 from libs.common.database import Connection
 from libs.common.events.agents import RunFinished, RunStarted
 from libs.common.telemetry import current_traceparent, span
@@ -13,6 +12,7 @@ from services.agents.prompts.domain import Vibe
 from services.agents.runs import feedback_queries, lease_queries, queries
 from services.agents.runs.domain import (
     Ending,
+    Finish,
     LeasedRun,
     NewRun,
     NotAwaitingApproval,
@@ -21,19 +21,25 @@ from services.agents.runs.domain import (
     RunNotFinished,
     RunStatus,
 )
-from services.agents.runs.lease_queries import Caps
+from services.agents.runs.lease_queries import Caps, LostRun
 from services.agents.users import queries as user_queries
 
 
-async def accept_run(conn: Connection, run: NewRun) -> bool:
-    """Queue the run with its first event. Return False, with nothing written, if it is known or its user is gone.
+async def accept_runs(conn: Connection, runs: Sequence[NewRun]) -> set[UUID]:
+    """Queue the runs, each with its first event; return which.
 
-    The sliders are settled here, the user's own under the run's: a second attempt must not find others.
+    Of a run that is known or whose user is gone nothing is written. The sliders are settled here, the user's own under
+    the run's: a second attempt must not find others.
     """
-    if not await user_queries.hold_user(conn, run.user_id):
-        return False
-    vibe = (await prompt_queries.find_vibe(conn, run.user_id) or Vibe()).overridden_by(run.vibe)
-    return await queries.insert_run(conn, replace(run, vibe=vibe.as_dict()))
+    user_ids = {run.user_id for run in runs}
+    there = await user_queries.hold_users(conn, user_ids)
+    vibes = await prompt_queries.find_vibes(conn, user_ids)
+    accepted = [
+        replace(run, vibe=vibes.get(run.user_id, Vibe()).overridden_by(run.vibe).as_dict())
+        for run in runs
+        if run.user_id in there
+    ]
+    return await queries.insert_runs(conn, accepted) if accepted else set()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +54,11 @@ async def start_runs(conn: Connection, *, caps: Caps, worker: str, lease_s: floa
     if not user_ids:
         return []
     runs = await lease_queries.lease_runs(conn, user_ids, caps=caps, worker=worker, lease_s=lease_s, limit=limit)
-    seqs = await queries.last_seqs(conn, [run.id for run in runs])
-    started = [
-        StartedRun(run=run, event=RunEvent(seq=seqs[run.id] + 1, type="run.started", data={"attempt": run.attempt}))
+    seqs = await queries.insert_starts(conn, [(run, *_told_in_its_trace(run)) for run in runs])
+    return [
+        StartedRun(run=run, event=RunEvent(seq=seqs[run.id], type="run.started", data={"attempt": run.attempt}))
         for run in runs
     ]
-    await queries.insert_events(conn, [(it.run.id, it.event) for it in started])
-    await outbox.add_traced(conn, [_told_in_its_trace(run) for run in runs])
-    return started
 
 
 def _told_in_its_trace(run: LeasedRun) -> tuple[RunStarted, str | None]:
@@ -63,56 +66,28 @@ def _told_in_its_trace(run: LeasedRun) -> tuple[RunStarted, str | None]:
         return RunStarted(run_id=run.id, user_id=UUID(run.user_id), attempt=run.attempt), current_traceparent()
 
 
-async def finish_run(
-    conn: Connection,
-    run_id: UUID,
-    ending: Ending,
-    *,
-    lease_token: int | None,
-    last_text: str = "",
-    last_seq: int | None = None,
-) -> list[RunEvent] | None:
-    """Bring the run to its end with its last events and `run_finished`; return those events.
+async def finish_runs(conn: Connection, finishes: Sequence[Finish]) -> set[UUID]:
+    """Bring runs to their ends with their last events and `run_finished`, each named once; return which.
 
-    `last_seq`: the number of its last event, for who has written that under the lease; looked up where it is None.
-
-    Returns None, with nothing written, if the lease has passed on or the run has ended: whoever did that also said so.
+    For a run that has ended or whose lease has passed on nothing is written: whoever did that also said so. This is
+    one statement, which needs no transaction around it.
     """
-    row = await queries.mark_finished(conn, run_id, ending, lease_token=lease_token)
-    if row is None:
-        return None
-    seq = last_seq if last_seq is not None else (await queries.last_seqs(conn, [run_id]))[run_id]
-    parts: list[tuple[str, dict[str, Any]]] = [("run.delta", {"text": last_text})] if last_text else []
-    if ending.usage.input_tokens or ending.usage.output_tokens:
-        parts.append(("run.usage", _usage_event(ending)))
-    parts.append((f"run.{ending.outcome}", ending.event_data()))
-    events = [RunEvent(seq=seq + n, type=kind, data=data) for n, (kind, data) in enumerate(parts, start=1)]
-    await queries.insert_events(conn, [(run_id, event) for event in events])
-    await outbox.add(
-        conn,
-        RunFinished(
-            run_id=run_id,
-            user_id=UUID(row["user_id"]),
-            outcome=ending.outcome.value,
-            is_billable=ending.is_billable,
-            agent_type=row["agent_type"],
-            model_used=row["model_used"] or "none",
-            input_tokens=ending.usage.input_tokens,
-            output_tokens=ending.usage.output_tokens,
-            cost_micro_usd=ending.usage.cost_micro_usd,
-        ),
+    return await queries.finish_runs(conn, [(finish, _finished(finish)) for finish in finishes])
+
+
+def _finished(finish: Finish) -> RunFinished:
+    ending = finish.ending
+    return RunFinished(
+        run_id=finish.run_id,
+        user_id=UUID(finish.user_id),
+        outcome=ending.outcome.value,
+        is_billable=ending.is_billable,
+        agent_type=finish.agent_type,
+        model_used=ending.model_used or "none",
+        input_tokens=ending.usage.input_tokens,
+        output_tokens=ending.usage.output_tokens,
+        cost_micro_usd=ending.usage.cost_micro_usd,
     )
-    return events
-
-
-def _usage_event(ending: Ending) -> dict[str, Any]:
-    usage = ending.usage
-    return {
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-        "cost_micro_usd": usage.cost_micro_usd,
-        "is_estimated": usage.is_estimated,
-    }
 
 
 async def cancel_run(conn: Connection, run_id: UUID) -> list[RunEvent]:
@@ -123,11 +98,19 @@ async def cancel_run(conn: Connection, run_id: UUID) -> list[RunEvent]:
     locked = await queries.lock_queued_or_running(conn, run_id)
     if locked is None:
         return []
-    _, status = locked
-    if status is RunStatus.QUEUED:
-        return await finish_run(conn, run_id, Ending.cancelled(), lease_token=None) or []
-    await queries.mark_cancel_requested(conn, run_id)
-    return []
+    if locked["status"] != RunStatus.QUEUED:
+        await queries.mark_cancel_requested(conn, run_id)
+        return []
+    finish = Finish(
+        run_id=run_id,
+        user_id=locked["user_id"],
+        agent_type=locked["agent_type"],
+        lease_token=None,
+        ending=Ending.cancelled(),
+        last_seq=(await queries.last_seqs(conn, [run_id]))[run_id],
+        traceparent=current_traceparent(),
+    )
+    return finish.events() if await finish_runs(conn, [finish]) else []
 
 
 async def give_feedback(conn: Connection, run_id: UUID, *, verdict: str, detail: str | None) -> None:
@@ -158,18 +141,30 @@ async def decide_run(conn: Connection, run_id: UUID, *, decision: str) -> None:
 
 async def finish_lost_runs(conn: Connection, *, limit: int) -> list[tuple[UUID, list[RunEvent]]]:
     """End the runs whose workers vanished and that are not tried again; nothing is charged for them."""
-    finished: list[tuple[UUID, list[RunEvent]]] = []
-    for lost in await lease_queries.lock_lost_runs(conn, limit=limit):
-        said = await queries.text_of_attempt(conn, lost.id)
-        ending = (
-            replace(Ending.cancelled(), output=said)
-            if lost.is_cancel_requested
-            else Ending.crashed(RunError(code="agents.attempts_exhausted", detail=ATTEMPTS_EXHAUSTED), output=said)
+    lost = await lease_queries.lock_lost_runs(conn, limit=limit)
+    if not lost:
+        return []
+    seqs = await queries.last_seqs(conn, [run.id for run in lost])
+    finishes = [
+        Finish(
+            run_id=run.id,
+            user_id=run.user_id,
+            agent_type=run.agent_type,
+            lease_token=run.lease_token,
+            ending=_end_of_lost(run, said=await queries.text_of_attempt(conn, run.id)),
+            last_seq=seqs[run.id],
+            traceparent=current_traceparent(),
         )
-        events = await finish_run(conn, lost.id, ending, lease_token=lost.lease_token)
-        if events is not None:
-            finished.append((lost.id, events))
-    return finished
+        for run in lost
+    ]
+    finished = await finish_runs(conn, finishes)
+    return [(finish.run_id, finish.events()) for finish in finishes if finish.run_id in finished]
+
+
+def _end_of_lost(run: LostRun, *, said: str | None) -> Ending:
+    if run.is_cancel_requested:
+        return replace(Ending.cancelled(), output=said)
+    return Ending.crashed(RunError(code="agents.attempts_exhausted", detail=ATTEMPTS_EXHAUSTED), output=said)
 
 
 ATTEMPTS_EXHAUSTED = "The run broke off three times on our side. Nothing was charged; please try again later."

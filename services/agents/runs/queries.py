@@ -5,11 +5,14 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from libs.common import outbox
 from libs.common.database import Connection, Record
+from libs.common.events import Event
 from services.agents.runs.domain import (
     TERMINAL_EVENT_TYPES,
     Append,
-    Ending,
+    Finish,
+    LeasedRun,
     NewRun,
     Run,
     RunEvent,
@@ -19,38 +22,34 @@ from services.agents.runs.domain import (
 )
 
 
-async def insert_run(conn: Connection, run: NewRun) -> bool:
-    """Queue the run with its first event; return False if it is there already."""
-    inserted = await conn.fetchval(
+async def insert_runs(conn: Connection, runs: Sequence[NewRun]) -> set[UUID]:
+    """Queue the runs, each with its first event; return those that were not there yet."""
+    rows = await conn.fetch(
         """
         WITH run AS (
             INSERT INTO public.agent_runs (
                 id, user_id, agent_type, task, model_requested, vibe, context, profile, template_id,
                 background_event_id, max_output_tokens, traceparent, priority, approval
             )
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+            SELECT id, user_id, agent_type, task, model_requested, vibe, context, profile, template_id,
+                background_event_id, max_output_tokens, traceparent, priority,
+                CASE WHEN is_approval_required THEN 'pending' END
+            FROM jsonb_to_recordset($1) AS asked(
+                id uuid, user_id text, agent_type text, task text, model_requested text, vibe jsonb, context jsonb,
+                profile jsonb, template_id uuid, background_event_id uuid, max_output_tokens integer, traceparent text,
+                priority smallint, is_approval_required boolean
+            )
+            -- In the order of ids, as everybody who locks several runs.
+            ORDER BY id
             -- ON CONFLICT closes the race of two events that ask for the same run: the later one finds it there.
             ON CONFLICT (id) DO NOTHING
             RETURNING id
         )
         INSERT INTO agents.run_events (run_id, seq, type) SELECT id, 1, 'run.queued' FROM run RETURNING run_id
         """,
-        run.id,
-        run.user_id,
-        run.agent_type,
-        run.task,
-        run.model_requested,
-        dict(run.vibe),
-        dict(run.context),
-        dict(run.profile),
-        run.template_id,
-        run.background_event_id,
-        run.max_output_tokens,
-        run.traceparent,
-        run.priority,
-        "pending" if run.is_approval_required else None,
+        list(runs),
     )
-    return inserted is not None
+    return {row["run_id"] for row in rows}
 
 
 async def find_run(conn: Connection, run_id: UUID) -> Run | None:
@@ -166,18 +165,17 @@ def _run(row: Record) -> Run:
     return Run(**values)
 
 
-async def lock_queued_or_running(conn: Connection, run_id: UUID) -> tuple[str, RunStatus] | None:
-    """The owner and status of a run that has not ended, locked; None once it has."""
-    row = await conn.fetchrow(
+async def lock_queued_or_running(conn: Connection, run_id: UUID) -> Record | None:
+    """user_id, agent_type and status of a run that has not ended, locked; None once it has."""
+    return await conn.fetchrow(
         """
-        SELECT user_id, status FROM public.agent_runs
+        SELECT user_id, agent_type, status FROM public.agent_runs
         WHERE id = $1 AND status IN ('queued', 'running')
         -- FOR UPDATE: a worker that is just leasing the run goes first or waits, so it is cancelled in one way only.
         FOR UPDATE
         """,
         run_id,
     )
-    return (row["user_id"], RunStatus(row["status"])) if row else None
 
 
 async def mark_cancel_requested(conn: Connection, run_id: UUID) -> None:
@@ -189,36 +187,66 @@ async def mark_cancel_requested(conn: Connection, run_id: UUID) -> None:
     )
 
 
-async def mark_finished(conn: Connection, run_id: UUID, ending: Ending, *, lease_token: int | None) -> Record | None:
-    """Bring a run to its end under its lease, or a queued one (`lease_token` None) to its end.
+async def finish_runs(conn: Connection, finishes: Sequence[tuple[Finish, Event]]) -> set[UUID]:
+    """Bring each run to its end under its lease, or a queued one (without a lease) to its end; return which.
 
-    Returns user_id, agent_type and model_used; None if the lease is no longer ours or the run has already ended.
+    The last events of its stream, and what is told of it, are written with that or not at all.
     """
-    return await conn.fetchrow(
+    return await outbox.add_traced_of(
+        conn,
+        [(event, finish.traceparent) for finish, event in finishes],
         """
-        UPDATE public.agent_runs
-        SET status = $3, finished_at = now(), is_billable = $4, output = coalesce($5, output),
-            model_used = coalesce($6, model_used), input_tokens = $7, output_tokens = $8, cost_micro_usd = $9,
-            error = $10, warnings = $11, atoms = $12, lease_expires_at = NULL, leased_by = NULL,
-            cancel_requested_at = CASE WHEN $3 = 'cancelled' THEN coalesce(cancel_requested_at, now())
-                                       ELSE cancel_requested_at END
-        WHERE id = $1
-          AND CASE WHEN $2::bigint IS NULL THEN status = 'queued' ELSE status = 'running' AND lease_token = $2 END
-        RETURNING user_id, agent_type, model_used
+        WITH fence AS (
+            SELECT r.id, ended.*
+            FROM public.agent_runs r JOIN jsonb_to_recordset($6) AS ended(
+                run_id uuid, lease_token bigint, place integer, outcome text, is_billable boolean, output text,
+                model_used text, input_tokens bigint, output_tokens bigint, cost_micro_usd bigint, error jsonb,
+                warnings jsonb, atoms text[], events jsonb
+            ) ON r.id = ended.run_id
+            WHERE CASE WHEN ended.lease_token IS NULL THEN r.status = 'queued'
+                       ELSE r.status = 'running' AND r.lease_token = ended.lease_token END
+            -- FOR NO KEY UPDATE in the order of ids, as everybody who locks several runs; what waits for a new lease
+            -- or another's ending reads the row again, and finds itself fenced.
+            ORDER BY r.id FOR NO KEY UPDATE OF r
+        ), written AS (
+            INSERT INTO agents.run_events (run_id, seq, type, data)
+            SELECT fence.id, e.seq, e.type, e.data
+            FROM fence, jsonb_to_recordset(fence.events) AS e(seq bigint, type text, data jsonb)
+        ), done AS (
+            UPDATE public.agent_runs r
+            SET status = outcome, finished_at = now(), is_billable = fence.is_billable,
+                output = coalesce(fence.output, r.output), model_used = coalesce(fence.model_used, r.model_used),
+                input_tokens = fence.input_tokens, output_tokens = fence.output_tokens,
+                cost_micro_usd = fence.cost_micro_usd, error = fence.error, warnings = fence.warnings,
+                atoms = fence.atoms, lease_expires_at = NULL, leased_by = NULL,
+                cancel_requested_at = CASE WHEN outcome = 'cancelled' THEN coalesce(r.cancel_requested_at, now())
+                                           ELSE r.cancel_requested_at END
+            FROM fence WHERE r.id = fence.id
+            RETURNING r.id, fence.place
+        )
         """,
-        run_id,
-        lease_token,
-        ending.outcome.value,
-        ending.is_billable,
-        ending.output,
-        ending.model_used,
-        ending.usage.input_tokens,
-        ending.usage.output_tokens,
-        ending.usage.cost_micro_usd,
-        ending.error.as_dict() if ending.error else None,
-        [warning.as_dict() for warning in ending.warnings],
-        list(ending.atoms),
+        [_end(finish, place) for place, (finish, _) in enumerate(finishes, start=1)],
     )
+
+
+def _end(finish: Finish, place: int) -> dict[str, Any]:
+    ending = finish.ending
+    return {
+        "run_id": finish.run_id,
+        "lease_token": finish.lease_token,
+        "place": place,
+        "outcome": ending.outcome,
+        "is_billable": ending.is_billable,
+        "output": ending.output,
+        "model_used": ending.model_used,
+        "input_tokens": ending.usage.input_tokens,
+        "output_tokens": ending.usage.output_tokens,
+        "cost_micro_usd": ending.usage.cost_micro_usd,
+        "error": ending.error,
+        "warnings": ending.warnings,
+        "atoms": ending.atoms,
+        "events": finish.events(),
+    }
 
 
 async def last_seqs(conn: Connection, run_ids: Sequence[UUID]) -> dict[UUID, int]:
@@ -233,18 +261,23 @@ async def last_seqs(conn: Connection, run_ids: Sequence[UUID]) -> dict[UUID, int
     return {row["id"]: row["seq"] for row in rows}
 
 
-async def insert_events(conn: Connection, events: Sequence[tuple[UUID, RunEvent]]) -> None:
-    await conn.execute(
+async def insert_starts(conn: Connection, starts: Sequence[tuple[LeasedRun, Event, str | None]]) -> dict[UUID, int]:
+    """Append `run.started` to leased runs and add what is told of it, in its trace; return the events' numbers."""
+    rows = await outbox.add_traced_with(
+        conn,
+        [(event, traceparent) for _, event, traceparent in starts],
         """
         INSERT INTO agents.run_events (run_id, seq, type, data)
-        SELECT run_id, seq, type, data
-        FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::jsonb[]) AS e(run_id, seq, type, data)
+        -- The last number is final: a former worker's deltas lock the run's row before they are written.
+        SELECT started.run_id, coalesce((SELECT max(e.seq) FROM agents.run_events e WHERE e.run_id = started.run_id), 0)
+            + 1, 'run.started', jsonb_build_object('attempt', started.attempt)
+        FROM unnest($6::uuid[], $7::integer[]) AS started(run_id, attempt)
+        RETURNING run_id, seq
         """,
-        [run_id for run_id, _ in events],
-        [event.seq for _, event in events],
-        [event.type for _, event in events],
-        [dict(event.data) for _, event in events],
+        [run.id for run, _, _ in starts],
+        [run.attempt for run, _, _ in starts],
     )
+    return {row["run_id"]: row["seq"] for row in rows}
 
 
 async def append_events(conn: Connection, appends: Sequence[Append]) -> list[UUID]:

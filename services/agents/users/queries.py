@@ -1,34 +1,44 @@
 """All SQL on the one row agents keeps per user."""
 
+from collections.abc import Collection
+
 from libs.common.database import Connection
 
 
 async def hold_user(conn: Connection, user_id: str) -> bool:
     """Make sure the user has a row and hold it against erasure until commit; return False if the user is erased."""
-    is_there = await _hold_row(conn, user_id)
-    if is_there is not None:
-        return is_there
-    await conn.execute(
-        """
-        INSERT INTO agents.entitlements (user_id) VALUES ($1)
-        -- ON CONFLICT: two first events of one user at the same time make one row.
-        ON CONFLICT (user_id) DO NOTHING
-        """,
-        user_id,
-    )
-    return bool(await _hold_row(conn, user_id))
+    return bool(await hold_users(conn, [user_id]))
 
 
-async def _hold_row(conn: Connection, user_id: str) -> bool | None:
-    return await conn.fetchval(
+async def hold_users(conn: Connection, user_ids: Collection[str]) -> set[str]:
+    """The same for many; return those who are not erased."""
+    held = await _hold_rows(conn, user_ids)
+    missing = sorted({*user_ids} - held.keys())
+    if missing:
+        await conn.execute(
+            """
+            INSERT INTO agents.entitlements (user_id) SELECT user_id FROM unnest($1::text[]) AS u(user_id)
+            -- ON CONFLICT: two first events of one user at the same time make one row.
+            ON CONFLICT (user_id) DO NOTHING
+            """,
+            missing,
+        )
+        held |= await _hold_rows(conn, missing)
+    return {user_id for user_id, is_there in held.items() if is_there}
+
+
+async def _hold_rows(conn: Connection, user_ids: Collection[str]) -> dict[str, bool]:
+    rows = await conn.fetch(
         """
-        SELECT erased_at IS NULL FROM agents.entitlements WHERE user_id = $1
+        SELECT user_id, erased_at IS NULL AS is_there FROM agents.entitlements WHERE user_id = ANY($1)
+        ORDER BY user_id
         -- FOR KEY SHARE: an erasure waits for us and then finds our rows, or we wait for it and find the tombstone.
         -- Leasing and other acceptances of the same user are not held up.
         FOR KEY SHARE
         """,
-        user_id,
+        list(user_ids),
     )
+    return {row["user_id"]: row["is_there"] for row in rows}
 
 
 async def upsert_tier(conn: Connection, user_id: str, *, tier: str, version: int) -> None:

@@ -19,22 +19,26 @@ ALGORITHM: Final = "ES256"
 AUDIENCE: Final = "authenticated"
 MAX_TOKEN_LENGTH: Final = 8192
 _CACHE_SIZE: Final = 10_000
+IDLE_S: Final = 300.0
+"""A token that was not sent for so long is forgotten: checking it anew costs less than keeping a past visitor's."""
 _KEPT_CLAIMS: Final = ("exp", "aal", "is_anonymous")
 """What is asked of a verified token later. With all its claims a remembered token took 3 kB instead of half of one."""
 
 
 class AccessTokens:
-    """Signs and verifies. Verified tokens are remembered by hash until they expire: an ES256 check costs 0.1 ms."""
+    """Signs and verifies. Verified tokens are remembered by hash while they are used: an ES256 check costs 0.1 ms."""
 
-    def __init__(self, *, signing_keys: str, issuer: str, ttl_s: int) -> None:
+    def __init__(self, *, signing_keys: str, issuer: str, ttl_s: int, idle_s: float = IDLE_S) -> None:
         private: list[dict[str, Any]] = json.loads(signing_keys)
         self._issuer = issuer
         self._ttl_s = ttl_s
+        self._idle_s = idle_s
         self._signing_kid: str = private[0]["kid"]
         self._signing_key = ECAlgorithm.from_jwk(private[0])
         self._public_jwks = [_public_part(key) for key in private]
         self._verifying = {key["kid"]: ECAlgorithm.from_jwk(key) for key in self._public_jwks}
-        self._verified: OrderedDict[bytes, Identity] = OrderedDict()
+        self._verified: OrderedDict[bytes, tuple[float, Identity]] = OrderedDict()
+        """With the time it was last sent; in the order of these times."""
 
     def jwks(self) -> dict[str, Any]:
         return {"keys": self._public_jwks}
@@ -73,13 +77,25 @@ class AccessTokens:
             raise InvalidAccessToken("The access token is too long.")
         # The whole token's hash is the cache key: a prefix would let one token answer for another.
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-        identity = self._verified.get(digest)
-        if identity is None or identity.claims["exp"] <= time.time():
+        now = time.time()
+        remembered = self._verified.pop(digest, None)
+        if remembered is None or remembered[1].claims["exp"] <= now:
             identity = _identity(self._decode(token))
-            self._verified[digest] = identity
-            if len(self._verified) > _CACHE_SIZE:
+            while self._verified and (self._is_idle(now) or len(self._verified) >= _CACHE_SIZE):
                 self._verified.popitem(last=False)
+        else:
+            identity = remembered[1]
+        self._verified[digest] = now, identity
         return identity
+
+    @property
+    def count(self) -> int:
+        """How many are remembered."""
+        return len(self._verified)
+
+    def _is_idle(self, now: float) -> bool:
+        """Whether nobody has sent the first of the remembered tokens for long."""
+        return next(iter(self._verified.values()))[0] <= now - self._idle_s
 
     def _decode(self, token: str) -> Mapping[str, Any]:
         try:

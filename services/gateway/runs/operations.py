@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from uuid import UUID
 
 import orjson
 
@@ -14,18 +13,17 @@ from services.gateway.idempotency.queries import Kept
 from services.gateway.runs.domain import Acceptance, accepted
 
 
-async def accept_runs(
-    conn: Connection, runs: Sequence[Acceptance], profiles: Mapping[UUID, Mapping[str, Any]]
-) -> list[bytes]:
-    """Record the acceptances: the requests in the outbox, and the answers under their keys. Return the answers.
+async def accept_runs(conn: Connection, asks: Sequence[tuple[Acceptance, Mapping[str, Any]]]) -> list[bytes]:
+    """Record the acceptances, each with its user's profile; return the answers.
 
-    One statement, so that it needs no transaction around it.
+    The requests go into the outbox, the answers under their keys. One statement, so that it needs no transaction
+    around it.
     """
-    requested = [(_requested(run, profiles.get(run.user_id)), run.traceparent) for run in runs]
-    answers = [orjson.dumps(accepted(run.run_id)) for run in runs]
+    requested = [(_requested(run, profile), run.traceparent) for run, profile in asks]
+    answers = [orjson.dumps(accepted(run.run_id)) for run, _ in asks]
     kept = [
         Kept(run.user_id, run.key, status=202, body=answer, headers={})
-        for run, answer in zip(runs, answers, strict=True)
+        for (run, _), answer in zip(asks, answers, strict=True)
         if run.key is not None
     ]
     if kept:
@@ -48,8 +46,8 @@ _PROMPT_FIELDS = (
 )
 
 
-def _requested(run: Acceptance, profile: Mapping[str, Any] | None) -> RunRequested:
-    body, profile = run.body, profile or {}
+def _requested(run: Acceptance, profile: Mapping[str, Any]) -> RunRequested:
+    body = run.body
     return RunRequested(
         event_id=run.run_id,  # the acceptance is found by the run's id, and a second one under it is impossible
         run_id=run.run_id,

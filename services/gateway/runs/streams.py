@@ -26,6 +26,8 @@ PAUSE_S: Final = 1.0
 """How often a stream looks up: is it time for a heartbeat, does this process end, is there still something to fetch."""
 LOOK_ALONE_S: Final = 10.0
 """How often a stream asks agents itself although nobody told it anything: the net below hints and heads."""
+QUEUED_SEQ: Final = 1
+"""The number of `run.queued`, which tells nothing to who has just been told that the run is accepted."""
 
 RunEvent = dict[str, Any]
 
@@ -56,17 +58,22 @@ class RunStreams:
                 quiet_since = time.monotonic()
                 yield sse.HEARTBEAT
 
-    async def events(self, identity: Identity, run_id: UUID, *, after: int) -> AsyncGenerator[RunEvent | None, None]:
-        """Events in order without gaps, None whenever there was nothing new for a while."""
+    async def events(
+        self, identity: Identity, run_id: UUID, *, after: int, is_new: bool = False
+    ) -> AsyncGenerator[RunEvent | None, None]:
+        """Events in order without gaps, None whenever there was nothing new for a while.
+
+        Of a run that `is_new` no event is looked for before the first hint: there is none yet.
+        """
         async with self._feed.listen(f"run:{run_id}") as hints:
             with self._heads.watch(run_id, hints):
-                async for event in self._follow(identity, run_id, hints, after=after):
+                async for event in self._follow(identity, run_id, hints, after=after, is_behind=not is_new):
                     yield event
 
     async def _follow(
-        self, identity: Identity, run_id: UUID, hints: asyncio.Queue[bytes], *, after: int
+        self, identity: Identity, run_id: UUID, hints: asyncio.Queue[bytes], *, after: int, is_behind: bool
     ) -> AsyncGenerator[RunEvent | None, None]:
-        last, looked_at, is_behind = after, 0.0, True
+        last, looked_at = after, time.monotonic()
         while not self._stopping.is_set():
             if is_behind or time.monotonic() - looked_at > LOOK_ALONE_S:
                 looked_at = time.monotonic()
@@ -93,10 +100,10 @@ class RunStreams:
                 is_behind = True
 
     async def wait_until_terminal(self, identity: Identity, run_id: UUID, *, wait_s: float) -> bool:
-        """Whether the run ended within the time."""
+        """Whether a run that was just accepted ends within the time."""
         try:
             async with asyncio.timeout(wait_s):
-                async for event in self.events(identity, run_id, after=0):
+                async for event in self.events(identity, run_id, after=QUEUED_SEQ, is_new=True):
                     if event is not None and event["type"] in TERMINAL_EVENTS:
                         return True
         except TimeoutError:

@@ -89,6 +89,17 @@ async def insert_thresholds(conn: Connection, thresholds: Sequence[Threshold]) -
     return {(row["user_id"], row["metric_type"], row["period_start"], row["percent"]) for row in rows}
 
 
+async def count_users_at_limits(conn: Connection) -> int:
+    """Users who have used up some limit in the current period."""
+    return await conn.fetchval(
+        """
+        SELECT count(DISTINCT t.user_id) FROM metering.thresholds AS t
+        JOIN public.usage_metrics AS u USING (user_id, metric_type, period_start)
+        WHERE t.percent = 100 AND u.period_start <= now() AND now() < u.period_end AND u.metric_value > 0
+        """
+    )
+
+
 def account_of(row: Record) -> Account:
     return Account(
         period=Period(start=row["period_start"], end=row["period_end"]),

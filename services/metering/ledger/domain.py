@@ -37,6 +37,12 @@ class Settlement:
         return {"used": used, "cost_micro_usd": self.cost_micro_usd, **self.attributes}
 
     @property
+    def priced_metric(self) -> str:
+        """What the price stands beside in the ledger: the tokens, or the first metric if none were used; or nothing."""
+        booked = sorted(metric for metric, amount in self.used.items() if amount)
+        return "tokens" if "tokens" in booked else next(iter(booked), "")
+
+    @property
     def digest(self) -> bytes:
         return digest({**self.content, "user_id": str(self.user_id)})
 

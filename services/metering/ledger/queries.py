@@ -1,8 +1,9 @@
 """SQL of the ledger: bookings, conflicts, months."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final, NamedTuple
+from uuid import UUID
 
 from libs.common.database import Connection, Record
 from services.metering.domain import Amounts, Hold, Transition
@@ -10,65 +11,108 @@ from services.metering.ledger import domain
 from services.metering.ledger.domain import Settlement
 
 
-async def book_settlement(
-    conn: Connection, hold: Hold, transition: Transition, settlement: Settlement
-) -> tuple[bool, dict[str, int]]:
-    """Book what a run used, free what its hold held and end the hold, in one statement.
+class Ending(NamedTuple):
+    """A hold, what becomes of it, and what its run used."""
 
-    Returns whether the run was booked now (its id is the key, whatever message told of it), and what is used now of
-    each metric it touched. The price goes with the tokens, or with the first metric booked if there are none.
+    hold: Hold
+    transition: Transition
+    settlement: Settlement
+
+
+async def book_settlements(
+    conn: Connection, endings: Sequence[Ending]
+) -> tuple[set[UUID], dict[tuple[str, str, datetime], int]]:
+    """Book what runs used, free what their holds held and end these holds, all in one statement.
+
+    Returns which of them were booked before (a run's id is the key, whatever message told of it) and so not now, and
+    what is used now of each counter touched: user, metric, start of the period. The holds are locked, and differ.
     """
-    used = settlement.used
-    metrics = sorted(used.keys() | transition.held.keys())
-    booked = sorted(metric for metric, amount in used.items() if amount)
-    priced = "tokens" if "tokens" in booked else next(iter(booked), "")
+    lines = [line for ending in endings for line in _lines(ending)]
     rows = await conn.fetch(
-        """
-        WITH claimed AS (
-            INSERT INTO metering.booked_events (key, digest) VALUES ($1, $2)
-            -- ON CONFLICT: whoever tells the same fact again, in whatever envelope, books it no second time.
-            ON CONFLICT (key) DO NOTHING
-            RETURNING key
-        ),
-        change AS (
-            SELECT metric, CASE WHEN EXISTS (SELECT FROM claimed) THEN used ELSE 0 END AS used, held
-            FROM unnest($3::text[], $4::bigint[], $5::bigint[]) AS c(metric, used, held)
-        ),
-        booked AS (
-            INSERT INTO metering.usage_ledger
-                (source, event_id, user_id, metric_type, amount, kind, period_start, cost_micro_usd, attributes)
-            SELECT 'agents.run', $6::text, $7, metric, used, 'usage', $8,
-                CASE WHEN metric = $10 THEN $11::bigint ELSE 0 END, $12
-            FROM change WHERE used > 0 ORDER BY metric
-        ),
-        marked AS (
-            UPDATE metering.holds
-            SET state = $13, settled_at = now(), ended_at = coalesce(ended_at, now()) WHERE id = $6::text::uuid
-        )
+        _BOOK_SETTLEMENTS,
+        [hold.id for hold, _, _ in endings],
+        [domain.event_key(domain.RUNS, str(hold.id)) for hold, _, _ in endings],
+        [settlement.digest for _, _, settlement in endings],
+        [hold.user_id for hold, _, _ in endings],
+        [hold.period.start for hold, _, _ in endings],
+        [hold.period.end for hold, _, _ in endings],
+        [transition.state.value for _, transition, _ in endings],
+        [settlement.attributes for _, _, settlement in endings],
+        [hold_id for hold_id, *_ in lines],
+        [metric for _, metric, *_ in lines],
+        [used for _, _, used, _, _ in lines],
+        [held for _, _, _, held, _ in lines],
+        [cost for *_, cost in lines],
+    )
+    return set(rows[0]["booked_before"] if rows else ()), {
+        (row["user_id"], row["metric_type"], row["period_start"]): row["metric_value"] for row in rows
+    }
+
+
+def _lines(ending: Ending) -> Iterator[tuple[UUID, str, int, int, int]]:
+    """Hold, metric, what is used and held more of it, and what it cost."""
+    used, held = ending.settlement.used, ending.transition.held
+    priced = ending.settlement.priced_metric
+    for metric in used.keys() | held.keys():
+        cost = ending.settlement.cost_micro_usd if metric == priced else 0
+        yield ending.hold.id, str(metric), used.get(metric, 0), held.get(metric, 0), cost
+
+
+_BOOK_SETTLEMENTS: Final = """
+    WITH ending AS (
+        SELECT id, key, digest, user_id, period_start, period_end, state, attributes
+        FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::text[], $5::timestamptz[], $6::timestamptz[], $7::text[],
+            $8::jsonb[]) AS e(id, key, digest, user_id, period_start, period_end, state, attributes)
+    ),
+    claimed AS (
+        INSERT INTO metering.booked_events (key, digest) SELECT key, digest FROM ending ORDER BY key
+        -- ON CONFLICT: whoever tells the same fact again, in whatever envelope, books it no second time. Ordered as
+        -- everybody takes names, so that none waits for one that waits for it.
+        ON CONFLICT (key) DO NOTHING
+        RETURNING key
+    ),
+    line AS (
+        SELECT e.id, e.user_id, l.metric, e.period_start, e.period_end, e.attributes, l.held, l.cost,
+            CASE WHEN c.key IS NULL THEN 0 ELSE l.used END AS used
+        FROM unnest($9::uuid[], $10::text[], $11::bigint[], $12::bigint[], $13::bigint[])
+            AS l(id, metric, used, held, cost)
+        JOIN ending AS e USING (id) LEFT JOIN claimed AS c USING (key)
+    ),
+    booked AS (
+        INSERT INTO metering.usage_ledger
+            (source, event_id, user_id, metric_type, amount, kind, period_start, cost_micro_usd, attributes)
+        SELECT 'agents.run', id::text, user_id, metric, used, 'usage', period_start, cost, attributes
+        FROM line WHERE used > 0 ORDER BY id, metric
+    ),
+    marked AS (
+        UPDATE metering.holds AS h SET state = e.state, settled_at = now(), ended_at = coalesce(h.ended_at, now())
+        FROM ending AS e WHERE h.id = e.id
+    ),
+    -- Several runs of a user change the same counter, which the statement may touch only once.
+    change AS (
+        SELECT user_id, metric, period_start, max(period_end) AS period_end, sum(used)::bigint AS used,
+            sum(held)::bigint AS held
+        FROM line GROUP BY user_id, metric, period_start
+    ),
+    counted AS (
         INSERT INTO usage_metrics AS u (user_id, metric_type, period_start, period_end, metric_value, held_value)
-        SELECT $7, metric, $8, $9, used, greatest(held, 0) FROM change ORDER BY metric
+        SELECT user_id, metric, period_start, period_end, used, greatest(held, 0) FROM change
+        ORDER BY user_id, metric, period_start
         -- ON CONFLICT: the counter may be made or deleted by somebody else at this moment; no change is lost by that.
+        -- What is freed is looked up in one value: in rows, each counter would search through all of them.
         ON CONFLICT (user_id, metric_type, period_start) DO UPDATE
         SET metric_value = u.metric_value + EXCLUDED.metric_value,
-            held_value = u.held_value + (SELECT held FROM change WHERE metric = EXCLUDED.metric_type),
+            held_value = u.held_value + (
+                (SELECT jsonb_object_agg(concat_ws(' ', user_id, metric, period_start), held) FROM change)
+                ->> concat_ws(' ', EXCLUDED.user_id, EXCLUDED.metric_type, EXCLUDED.period_start)
+            )::bigint,
             updated_at = now()
-        RETURNING u.metric_type, u.metric_value, (SELECT count(*) FROM claimed) AS claimed
-        """,
-        domain.event_key(domain.RUNS, str(hold.id)),
-        settlement.digest,
-        metrics,
-        [used.get(metric, 0) for metric in metrics],
-        [transition.held.get(metric, 0) for metric in metrics],
-        str(hold.id),
-        hold.user_id,
-        hold.period.start,
-        hold.period.end,
-        priced,
-        settlement.cost_micro_usd,
-        settlement.attributes,
-        transition.state.value,
+        RETURNING u.user_id, u.metric_type, u.period_start, u.metric_value
     )
-    return bool(rows and rows[0]["claimed"]), {row["metric_type"]: row["metric_value"] for row in rows}
+    SELECT user_id, metric_type, period_start, metric_value,
+        ARRAY(SELECT id FROM ending WHERE key NOT IN (SELECT key FROM claimed)) AS booked_before
+    FROM counted
+    """
 
 
 async def claim_event(conn: Connection, *, key: bytes, digest: bytes) -> bool:

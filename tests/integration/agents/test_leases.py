@@ -9,7 +9,7 @@ import pytest
 from libs.common.database import Database
 from libs.common.ids import new_id
 from services.agents.runs import lease_queries, operations, queries
-from services.agents.runs.domain import Append, Ending, RunEvent, Usage
+from services.agents.runs.domain import Append, Ending, Finish, OutputWarning, RunError, RunEvent, Usage
 from services.agents.runs.lease_queries import Caps
 from services.agents.runs.operations import StartedRun
 from services.agents.runs.scribe import Scribe
@@ -37,6 +37,18 @@ async def lease(database: Database, *, limit: int = 64, worker: str = "w") -> li
         return await operations.start_runs(conn, caps=CAPS, worker=worker, lease_s=15, limit=limit)
 
 
+def finish(started: StartedRun, ending: Ending, *, lease_token: int | None = None) -> Finish:
+    return Finish(
+        run_id=started.run.id,
+        user_id=started.run.user_id,
+        agent_type=started.run.agent_type,
+        lease_token=lease_token or started.run.lease_token,
+        ending=ending,
+        last_seq=started.event.seq,
+        last_text=ending.output or "",
+    )
+
+
 async def expire(test_database: TestDatabase, run_id: UUID) -> None:
     await test_database.execute(
         "UPDATE agent_runs SET lease_expires_at = now() - interval '1 s' WHERE id = $1 AND status = 'running'", run_id
@@ -55,7 +67,7 @@ async def test_a_zombie_worker_writes_nothing(database: Database, test_database:
     async with database.transaction() as conn:
         token = zombie.run.lease_token
         assert await queries.append_events(conn, [Append(run_id=run_id, lease_token=token, event=delta)]) == []
-        assert await operations.finish_run(conn, run_id, ending, lease_token=token) is None
+        assert await operations.finish_runs(conn, [finish(zombie, ending)]) == set()
         assert not await lease_queries.renew_leases(conn, {run_id: token}, lease_s=15)
         await lease_queries.hand_back(conn, {run_id: token})
     assert (await run_row(test_database, run_id))["leased_by"] == "heir"
@@ -78,6 +90,54 @@ async def test_deltas_of_many_runs_written_together_have_each_its_own_fence(
     assert await scribe.append(deltas[0]), "the same delta again is no second one"
     texts = [text_of(await stream_of(test_database, run_id)) for run_id in run_ids]
     assert texts == ["x", "", "x"]
+
+
+async def test_runs_that_end_together_have_each_its_own_fence_and_its_own_end(
+    database: Database, test_database: TestDatabase
+) -> None:
+    run_ids = [await request_run(database, new_id()) for _ in range(4)]
+    started = {it.run.id: it for it in await lease(database)}
+    scribe = Scribe(database)
+    good, failed, fenced, other = (started[run_id] for run_id in run_ids)
+    used = Usage(input_tokens=3, output_tokens=2, cost_micro_usd=7)
+    warning = OutputWarning(code="agents.odd", detail="Odd.")
+    ends = [
+        finish(
+            good,
+            Ending.succeeded(
+                output='"é" \\ text', usage=used, model_used="m", warnings=[warning], atoms=["a@1", "b@2"]
+            ),
+        ),
+        finish(failed, Ending.crashed(RunError(code="agents.internal", detail="Ours."))),
+        finish(fenced, Ending.succeeded(output="no", usage=used, model_used="m"), lease_token=1),
+        finish(other, Ending.succeeded(output="", usage=Usage(), model_used="m")),
+    ]
+    assert await asyncio.gather(*map(scribe.finish, ends)) == [True, True, False, True]
+    assert not await scribe.finish(ends[0]), "an ended run does not end again"
+    row = await run_row(test_database, good.run.id)
+    assert (row["status"], row["output"], row["model_used"], row["atoms"]) == (
+        "succeeded",
+        '"é" \\ text',
+        "m",
+        ["a@1", "b@2"],
+    )
+    assert (row["input_tokens"], row["output_tokens"], row["cost_micro_usd"], row["is_billable"]) == (3, 2, 7, True)
+    assert (row["error"], row["warnings"]) == (None, [warning.as_dict()])
+    row = await run_row(test_database, failed.run.id)
+    assert (row["status"], row["error"]["code"], row["atoms"]) == ("failed", "agents.internal", [])
+    types = [[it["type"] for it in await stream_of(test_database, run_id)] for run_id in run_ids]
+    assert types == [
+        ["run.queued", "run.started", "run.delta", "run.usage", "run.succeeded"],
+        ["run.queued", "run.started", "run.failed"],
+        ["run.queued", "run.started"],
+        ["run.queued", "run.started", "run.succeeded"],
+    ]
+    told = {it["run_id"]: (it["outcome"], it["output_tokens"]) for it in await emitted(test_database, FINISHED)}
+    assert told == {
+        str(run_ids[0]): ("succeeded", 2),
+        str(run_ids[1]): ("failed", 0),
+        str(run_ids[3]): ("succeeded", 0),
+    }
 
 
 async def test_a_frozen_worker_that_wakes_up_is_fenced_while_its_heir_finishes(
@@ -232,9 +292,8 @@ async def test_workers_that_lease_at_once_never_share_a_run_or_break_the_cap(
         caps = {str(user_id): 3 if number % 2 else 1 for number, user_id in enumerate(users)}
         assert all(row["n"] <= caps[row["user_id"]] for row in running)
         async with database.transaction() as conn:
-            for it in leased[:4]:
-                ending = Ending.succeeded(output="", usage=Usage(), model_used="m")
-                await operations.finish_run(conn, it.run.id, ending, lease_token=it.run.lease_token)
+            ending = Ending.succeeded(output="", usage=Usage(), model_used="m")
+            await operations.finish_runs(conn, [finish(it, ending) for it in leased[:4]])
     assert len({it.run.id for it in leased}) == len(leased)
     assert len({it.run.lease_token for it in leased}) == len(leased)
 

@@ -56,23 +56,27 @@ async def make_price(billing: Billing, meter_id: str) -> None:
     )
 
 
-async def settle(billing: Billing, user_id: UUID, *, ago: timedelta = HOUR_AGO, **amounts: int) -> UsageSettled:
-    """What the consumer does with `usage_settled`."""
-    event = UsageSettled(
+def settled(user_id: UUID, *, ago: timedelta = HOUR_AGO, **amounts: int) -> UsageSettled:
+    return UsageSettled(
         user_id=user_id,
         hold_id=new_id(),
         amounts={"runs": 1, **amounts},
         period_start=system_clock(),
         occurred_at=system_clock() - ago,
     )
+
+
+async def settle(billing: Billing, user_id: UUID, *, ago: timedelta = HOUR_AGO, **amounts: int) -> UsageSettled:
+    """What the consumer does with `usage_settled`."""
+    event = settled(user_id, ago=ago, **amounts)
     await record(billing, event)
     return event
 
 
-async def record(billing: Billing, event: UsageSettled) -> None:
+async def record(billing: Billing, *events: UsageSettled) -> None:
     url = billing.settings.database_url.get_secret_value()
     async with connect(url, application_name="test", min_size=1) as database, database.transaction() as conn:
-        await usage_operations.record_usage(conn, event, plans=metered_plans())
+        await usage_operations.record_usage(conn, events, plans=metered_plans())
 
 
 async def reports(billing: Billing) -> list[dict[str, Any]]:
@@ -99,6 +103,13 @@ async def counted(billing: Billing) -> float:
         end_time=str(now + 60),
     )
     return summaries["data"][0]["aggregated_value"]
+
+
+async def test_of_settlements_that_come_together_each_is_reported_once(metered_billing: Billing, payer: UUID) -> None:
+    ten, four = settled(payer, tokens=10), settled(payer, tokens=4)
+    await record(metered_billing, ten, settled(new_id(), tokens=9), four, ten, settled(payer, tokens=0))
+    await all_are(metered_billing, "sent")
+    assert [row["value"] for row in await reports(metered_billing)] == [4, 10]
 
 
 async def test_settled_usage_of_a_metered_plan_reaches_the_meter_once(metered_billing: Billing, payer: UUID) -> None:

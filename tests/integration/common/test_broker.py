@@ -1,6 +1,7 @@
 """The broker's promises on a real RabbitMQ: routed or refused, handled once, retried, parked, never lost."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from uuid import UUID
@@ -12,6 +13,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from libs.common import outbox
 from libs.common.broker import Handler, ManyHandler, Subscription, open_publisher, queue_name
 from libs.common.broker.burst import Outgoing
+from libs.common.broker.lane import LINGER_S
 from libs.common.broker.publisher import BrokerUnavailable, Unroutable
 from libs.common.database import Connection, Database
 from libs.common.errors import Invalid
@@ -27,10 +29,10 @@ LOST = UUID(int=1)
 
 @asynccontextmanager
 async def consuming(
-    place: Place, handler: Handler, *, many: ManyHandler | None = None
+    place: Place, handler: Handler, *, many: ManyHandler | None = None, lingers: bool = False
 ) -> AsyncGenerator[Database, None]:
     """A gateway that relays its outbox and an agents consumer with the given handler."""
-    subscription = Subscription(event=UserCreated, handler=handler, many=many)
+    subscription = Subscription(event=UserCreated, handler=handler, many=many, lingers=lingers)
     async with a_consumer(place, "agents", subscription), a_relay(place, "gateway") as gateway:
         yield gateway
 
@@ -264,6 +266,34 @@ async def test_what_waits_is_committed_together_and_what_breaks_in_it_is_settled
         commits = await place.database.fetchval("SELECT count(DISTINCT xmin::text) FROM agents.inbox")
         # What came together committed together; a batch that broke as one, each for itself.
         assert max(sizes) > 1 if handled == "many" else commits < len(good)
+
+
+async def test_a_lane_that_lingers_waits_for_company_and_leaves_none_behind(place: Place) -> None:
+    begun: list[float] = []
+
+    async def on_many(events: Sequence[UserCreated], _conn: Connection) -> None:
+        begun.extend(time.monotonic() for _ in events)
+
+    async def on_user_created(event: UserCreated, conn: Connection) -> None:
+        await on_many([event], conn)
+
+    async def has_begun() -> bool:
+        return bool(begun)
+
+    async with consuming(place, on_user_created, many=on_many, lingers=True) as gateway:
+        published = time.monotonic()
+        await publish(gateway, UserCreated(user_id=new_id()))
+        await eventually(has_begun)
+        assert begun[0] - published >= LINGER_S
+        await publish(gateway, *(UserCreated(user_id=new_id()) for _ in range(20)))
+        await eventually(lambda: _all_sent(place))
+
+    async def all_are_handled() -> bool:
+        return len(begun) >= 21
+
+    async with consuming(place, on_user_created, many=on_many, lingers=True):
+        await eventually(all_are_handled)
+    assert len(begun) == 21, "what one that is stopped while it lingers has not handled, the next one does"
 
 
 async def _all_sent(place: Place) -> bool:

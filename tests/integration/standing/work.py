@@ -119,7 +119,7 @@ async def _three_settlements(place: Workplace) -> None:
             occurred_at=NOW,
         )
         async with place.database.transaction() as conn:
-            await usage_operations.record_usage(conn, event, plans=metered_plans())
+            await usage_operations.record_usage(conn, [event], plans=metered_plans())
 
 
 def _report_usage(place: Workplace, mortality: Mortality) -> Sequence[Loop]:

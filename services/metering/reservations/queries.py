@@ -1,0 +1,124 @@
+"""SQL of reservations that commit by themselves: holds by id first, then counters, in one statement."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+from uuid import UUID
+
+import asyncpg
+
+from libs.common.database import Connection
+from services.metering.domain import Ask, Hold, Period, Usage
+from services.metering.queries import Counter, Taking, ceilings_of, hold_columns, new_holds
+
+_UNDONE_BY: Final = frozenset({"holds_pkey", "usage_metrics_held_value_check"})
+"""Constraints of `metering.holds` and `usage_metrics` that undo the statement: the id is known, the room is gone."""
+
+
+class Taken(NamedTuple):
+    """`short` are users and metrics without room for what is asked of them, and what stands there.
+
+    `odd` are those of them one of whose ids names a hold already, and users whose period is over.
+    """
+
+    holds: dict[UUID, Hold]
+    short: dict[tuple[str, str], Usage]
+    odd: set[str]
+
+
+async def insert_holds_with_quota(
+    conn: Connection, asks: Sequence[tuple[Ask, Period]], takings: Mapping[Counter, Taking]
+) -> Taken | None:
+    """Hold what these ask and take it from their counters, for all users but those who are short or odd.
+
+    `takings` are the sums of the asks. Who is short or odd is judged by the statement's snapshot. An id that names a
+    hold already, and somebody who was quicker, undo it: then it returns None, and has held nothing for anybody.
+    """
+    keys = sorted(takings)
+    try:
+        rows = await conn.fetch(
+            _INSERT_HOLDS_WITH_QUOTA,
+            *hold_columns(asks),
+            [key[0] for key in keys],
+            [key[1] for key in keys],
+            [key[2] for key in keys],
+            [takings[key].period_end for key in keys],
+            [takings[key].amount for key in keys],
+            ceilings_of(takings),
+        )
+    except (asyncpg.UniqueViolationError, asyncpg.CheckViolationError) as error:
+        if error.constraint_name not in _UNDONE_BY:
+            raise
+        return None
+    left = [row for row in rows if row["id"] is None]
+    return Taken(
+        holds=new_holds(asks, [row for row in rows if row["id"] is not None]),
+        short={
+            (row["user_id"], row["metric"]): Usage(used=row["used"], held=row["held"]) for row in left if row["metric"]
+        },
+        odd={row["user_id"] for row in left if not row["metric"]},
+    )
+
+
+_INSERT_HOLDS_WITH_QUOTA: Final = """
+    -- In a sub-SELECT the planner does not see how long an array is, and keeps one plan for all batches; else it plans
+    -- nearly every small batch anew.
+    WITH asked AS (
+        SELECT id, user_id, amounts, period_start, period_end, is_confirmed
+        FROM unnest((SELECT $1::uuid[]), $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::boolean[])
+            AS a(id, user_id, amounts, period_start, period_end, is_confirmed)
+    ),
+    wanted AS (
+        SELECT user_id, metric, period_start, period_end, amount
+        FROM unnest((SELECT $7::text[]), $8::text[], $9::timestamptz[], $10::timestamptz[], $11::bigint[])
+            AS w(user_id, metric, period_start, period_end, amount)
+    ),
+    -- Whoever is short is left out by a look without a lock, so that the statement is undone, and the server's log
+    -- written to, only where a race was lost. LIMIT keeps it a lookup by key: as a join it became a scan of all.
+    short AS (
+        SELECT w.user_id, w.metric, coalesce(c.used, 0) AS used, coalesce(c.held, 0) AS held
+        FROM wanted AS w
+        LEFT JOIN LATERAL (
+            SELECT u.metric_value AS used, u.held_value AS held FROM usage_metrics AS u
+            WHERE (u.user_id, u.metric_type, u.period_start) = (w.user_id, w.metric, w.period_start) LIMIT 1
+        ) AS c ON true
+        WHERE coalesce(c.used + c.held, 0) + w.amount > ($12::jsonb ->> (w.user_id || ' ' || w.metric))::bigint
+    ),
+    left_out AS (
+        SELECT user_id, metric, used, held FROM short
+        UNION ALL
+        -- Who is short may be so because of the very hold that is asked for again. Of everybody else ids are not looked
+        -- up: that would cost each ask, and one that is known undoes the statement.
+        SELECT a.user_id, NULL, NULL, NULL FROM asked AS a
+        WHERE a.period_end <= now() OR (
+            a.user_id IN (SELECT user_id FROM short)
+            AND (SELECT h.id FROM metering.holds AS h WHERE h.id = a.id) IS NOT NULL
+        )
+    ),
+    claimed AS (
+        INSERT INTO metering.holds (id, user_id, amounts, period_start, period_end, confirmed_at, expires_at)
+        SELECT id, user_id, amounts::jsonb, period_start, period_end, CASE WHEN is_confirmed THEN now() END,
+            now() + CASE WHEN is_confirmed THEN interval '24 hours' ELSE interval '60 seconds' END
+        FROM asked WHERE user_id NOT IN (SELECT user_id FROM left_out)
+        -- An id that is known violates the key; of two asks with one id at once the second waits, and then does so.
+        ORDER BY id
+        RETURNING id, created_at, expires_at
+    ),
+    taken AS (
+        INSERT INTO usage_metrics AS u (user_id, metric_type, period_start, period_end, held_value)
+        SELECT user_id, metric, period_start, period_end, amount
+        -- Counted, so that all holds are there before the first counter is locked: EXISTS would be content with one.
+        FROM wanted WHERE (SELECT count(*) FROM claimed) > 0 AND user_id NOT IN (SELECT user_id FROM left_out)
+        ORDER BY user_id, metric, period_start
+        -- ON CONFLICT locks the counter and decides on its newest value, whatever the snapshot showed. One that has no
+        -- room any more violates its CHECK, which undoes the holds, too.
+        ON CONFLICT (user_id, metric_type, period_start) DO UPDATE
+        SET updated_at = now(), held_value = CASE
+            WHEN u.metric_value + u.held_value + EXCLUDED.held_value
+                <= ($12::jsonb ->> (EXCLUDED.user_id || ' ' || EXCLUDED.metric_type))::bigint
+            THEN u.held_value + EXCLUDED.held_value ELSE -1 END
+    )
+    SELECT id, created_at, expires_at, NULL AS user_id, NULL AS metric, NULL::bigint AS used, NULL::bigint AS held
+    FROM claimed
+    UNION ALL
+    SELECT NULL, NULL, NULL, user_id, metric, used, held FROM left_out
+    """
