@@ -20,6 +20,7 @@ from libs.common import service_tokens
 from libs.common.errors import BadRequest, Invalid, ServiceTokenRefused, TooLarge, VentureError
 from libs.common.ids import new_id_text
 from libs.common.logs import log_request
+from libs.common.redaction import redact_text
 from libs.common.service_tokens import Caller
 from libs.common.telemetry import REQUESTS, current_trace_id, span, trace_id_of
 from libs.common.traffic import Traffic
@@ -139,14 +140,13 @@ class Edge:
             await self._app(scope, receive, send)
             return
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
-        request_id = headers.get(b"x-request-id", b"")
-        if not _REQUEST_ID.fullmatch(request_id):
-            request_id = new_id_text().encode()
-        scope.setdefault("state", {})["request_id"] = request_id.decode()
-        scope["state"]["has_body"] = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+        request_id, shown_id = _request_id(headers)
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        state["has_body"] = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
         traceparent = headers.get(b"traceparent", b"").decode("latin-1") or None
         started = time.perf_counter()
-        exchange = _Exchange(send, scope["state"].setdefault(_ANSWER_HEADERS, [(b"x-request-id", request_id)]))
+        exchange = _Exchange(send, state.setdefault(_ANSWER_HEADERS, [(b"x-request-id", request_id.encode())]))
         with span(
             f"{scope['method']} http", service=self._service, kind=SpanKind.SERVER, traceparent=traceparent
         ) as current:
@@ -156,15 +156,16 @@ class Edge:
                 # The pattern, not the path: bounded for metrics, free of ids. A mounted application has a root path.
                 route = scope.get("root_path", "") + getattr(scope.get("route"), "path", "unmatched")
                 elapsed_s = time.perf_counter() - started
-                current.update_name(f"{scope['method']} {route}")
-                current.set_attribute("http.response.status_code", exchange.status)
+                if current.is_recording():
+                    current.update_name(f"{scope['method']} {route}")
+                    current.set_attribute("http.response.status_code", exchange.status)
                 self._account(route, scope["method"], exchange, began_s=exchange.answered_at - started, headers=headers)
                 log_request(
                     method=scope["method"],
                     route=route,
                     status=exchange.status,
                     duration_ms=round(elapsed_s * 1000, 2),
-                    request_id=request_id.decode(),
+                    request_id=shown_id,
                     trace_id=trace_id_of(current),
                 )
 
@@ -182,8 +183,10 @@ class Edge:
 
     async def _run(self, scope: Scope, receive: Receive, exchange: "_Exchange", headers: Mapping[bytes, bytes]) -> None:
         try:
-            self._check_length(headers.get(b"content-length", b"0"))
-            await self._app(scope, _bounded(receive, self._max_body_bytes), exchange.send)
+            if scope["state"]["has_body"]:
+                self._check_length(headers.get(b"content-length", b"0"))
+                receive = _bounded(receive, self._max_body_bytes)
+            await self._app(scope, receive, exchange.send)
         except Exception as error:
             # The framework has answered already where it could; what is left is to log, or to answer in its place.
             if not isinstance(error, VentureError):
@@ -197,13 +200,31 @@ class Edge:
             raise TooLarge(f"The body is larger than {self._max_body_bytes} bytes.")
 
 
+def has_header(scope: Scope, name: bytes) -> bool:
+    for each, _ in scope.get("headers", ()):  # noqa: SIM110 - twice as fast as any(), and every request comes here
+        if each == name:
+            return True
+    return False
+
+
 def add_headers(scope: Scope, headers: Iterable[tuple[bytes, bytes]]) -> None:
     """Give this request's answer these headers, whoever will make it, without one more layer of `send`."""
     scope.setdefault("state", {}).setdefault(_ANSWER_HEADERS, []).extend(headers)
 
 
+def _request_id(headers: Mapping[bytes, bytes]) -> tuple[str, str]:
+    """The client's or one of ours, and the same as the log may show it: only a foreign one can hold a secret."""
+    given = headers.get(b"x-request-id")
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given.decode(), redact_text(given.decode())
+    ours = new_id_text()
+    return ours, ours
+
+
 class _Exchange:
     """Remembers the status, and adds the headers every answer has."""
+
+    __slots__ = ("_answered_at", "_more_headers", "_send", "started", "status")
 
     def __init__(self, send: Send, more_headers: Sequence[tuple[bytes, bytes]]) -> None:
         self._send = send
@@ -218,7 +239,7 @@ class _Exchange:
         return self._answered_at or time.perf_counter()
 
     async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
+        if message["type"] != "http.response.body":
             self.started = True
             self._answered_at = time.perf_counter()
             self.status = message["status"]

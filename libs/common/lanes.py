@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from libs.common.errors import VentureError
 from libs.common.http import problem
+from libs.common.http_server import WHOLE
 
 _JSON: Final = "application/json"
 
@@ -59,7 +60,11 @@ class Lanes:
             await self._app(scope, receive_again, send)
             return
         scope["route"] = lane
-        await response(scope, receive, send)
+        if WHOLE in scope.get("extensions", ()) and _is_plain(response):
+            whole = {"status": response.status_code, "headers": response.raw_headers, "body": response.body}
+            await send({"type": WHOLE, **whole})
+        else:
+            await response(scope, receive, send)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +91,11 @@ class JsonLane(Generic[Body]):
 def header(scope: Scope, name: bytes) -> str | None:
     """The first of this name, None if there is none."""
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
+
+
+def _is_plain(response: Response) -> bool:
+    """Whether all there is to it is its status, headers and body."""
+    return type(response).__call__ is Response.__call__ and response.background is None
 
 
 class _HungUp(Exception):

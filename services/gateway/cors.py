@@ -6,7 +6,8 @@ from typing import Final
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from libs.common.http import add_headers
+from libs.common.http import add_headers, has_header
+from libs.common.http_server import WHOLE
 
 _VARY: Final = ((b"vary", b"Origin"),)
 
@@ -48,7 +49,8 @@ class _Cors(CORSMiddleware):
     """Starlette's, with a short way for those who name no origin: they are told that the answer varies, and no more."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if b"origin" in [name for name, _ in scope.get("headers", ())]:
+        if has_header(scope, b"origin"):
+            scope.get("extensions", {}).pop(WHOLE, None)  # it writes into the first of two messages
             await super().__call__(scope, receive, send)
             return
         if scope["type"] == "http":
