@@ -2,8 +2,11 @@
 
 Ours: signed in, rate limited, the hold committed at metering, the event committed in the outbox, then the 202, and the
 event confirmed by the broker and its hold bound to the run. Accepting alone is compared: agents stands still meanwhile,
-and the runs wait in its queue. A second figure has the whole house at work, doing the runs as they come. Theirs:
+and the runs wait in its queue. A further figure has the whole house at work, doing the runs as they come. Theirs:
 LiteLLM's proxy with a mock answer, which stores nothing.
+
+How many are accepted a second is compared at 32 connections, as reads and runs are elsewhere: an acceptance waits for
+the disk and for calls, and with eight who ask that is what is measured. How long one takes is compared at eight.
 """
 
 import itertools
@@ -12,6 +15,7 @@ import secrets
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -27,12 +31,15 @@ from bench.report import publish
 from ops.stack.stack import Stack
 from tests.harness.stripe_emulator import free_port
 
-CONNECTIONS: Final = 8
+FEW: Final = 8
+MANY: Final = 32
 PEOPLE: Final = 10
 SECONDS: Final = float(os.environ.get("BENCH_SECONDS", "2"))
+OF_FEW: Final = f"{OURS}, {FEW} connections"
+AT_WORK: Final = f"{OURS}, {FEW} connections, doing the runs meanwhile"
 LITELLM: Final = "LiteLLM proxy, mock"
-ALONE: Final = "LiteLLM proxy, one connection"
-AT_WORK: Final = f"{OURS}, doing the runs meanwhile"
+LITELLM_OF_FEW: Final = f"{LITELLM}, {FEW} connections"
+ALONE: Final = f"{LITELLM}, one connection"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,57 +71,63 @@ async def litellm() -> AsyncGenerator[Proxy, None]:
         yield Proxy(url=url, pid=pid, key=key)
 
 
-async def accept(house: House, seconds: float, *, alone: bool) -> Figures:
+async def accept(house: House, seconds: float, connections: int, *, alone: bool = True) -> Figures:
     before = house.spent()
     asks = (house.ask(number) for number in itertools.count())
     with house.standing_still("agents") if alone else nullcontext():
-        outcome = await closed_loop(house.url, asks, connections=CONNECTIONS, seconds=seconds)
+        outcome = await closed_loop(house.url, asks, connections=connections, seconds=seconds)
         outcome.require(202)
         figures = outcome.costing(before, house.spent())
     await house.until_quiet()  # what was accepted is also done
     return figures if alone else outcome.costing(before, house.spent())
 
 
+def _ours(house: House, name: str, connections: int, *, alone: bool = True) -> Contender:
+    return Contender(
+        name=name,
+        measure=lambda: accept(house, SECONDS, connections, alone=alone),
+        warm_up=lambda: accept(house, 0.5, connections, alone=alone),
+    )
+
+
 async def compare(stack: Stack) -> Report:
     async with people_in(stack, PEOPLE) as house, litellm() as proxy:
         results = await alternate(
             [
-                Contender(
-                    name=OURS,
-                    measure=lambda: accept(house, SECONDS, alone=True),
-                    warm_up=lambda: accept(house, 0.5, alone=True),
+                _ours(house, OURS, MANY),
+                _ours(house, OF_FEW, FEW),
+                _ours(house, AT_WORK, FEW, alone=False),
+                *(
+                    Contender(
+                        name=name, measure=partial(proxy.complete, number), warm_up=partial(proxy.complete, number)
+                    )
+                    for name, number in ((LITELLM, MANY), (LITELLM_OF_FEW, FEW), (ALONE, 1))
                 ),
-                Contender(
-                    name=AT_WORK,
-                    measure=lambda: accept(house, SECONDS, alone=False),
-                    warm_up=lambda: accept(house, 0.5, alone=False),
-                ),
-                Contender(
-                    name=LITELLM,
-                    measure=lambda: proxy.complete(CONNECTIONS),
-                    warm_up=lambda: proxy.complete(CONNECTIONS),
-                ),
-                Contender(name=ALONE, measure=lambda: proxy.complete(1)),
             ]
         )
     return Report(
         name="accept",
         title="Accept: durable runs beside made-up completions",
-        how=f"{CONNECTIONS} connections, {PEOPLE} people, an Idempotency-Key each. Accepting alone, and with the runs "
-        "done meanwhile. Our processor time and memory are of all four services; in the second case they include doing "
-        "what was accepted.",
+        how=f"{MANY} connections where nothing else is said, {PEOPLE} people, an Idempotency-Key each. "
+        "Accepting alone, and with the runs done meanwhile. Our processor time and memory are of all four services; in the last case "
+        "they include doing what was accepted.",
         columns=[PER_S, *LATENCIES, CPU, RSS],
         results=results,
         targets=[
             at_least("at least 10 times LiteLLM's completions", results.ratio("per_s", to=LITELLM), 10),
             at_most(
-                f"p50 below LiteLLM's at one connection ({results.median(ALONE, 'p50_ms'):.1f} ms)",
-                results.ratio("p50_ms", to=ALONE),
+                f"p50 at {FEW} connections below LiteLLM's at one ({results.median(ALONE, 'p50_ms'):.1f} ms)",
+                results.ratio("p50_ms", of=OF_FEW, to=ALONE),
                 1,
             ),
-            at_most("p50 below 21 ms", results.median(OURS, "p50_ms"), 21, digits=1, unit=" ms"),
+            at_most(
+                f"p50 at {FEW} connections below 21 ms", results.median(OF_FEW, "p50_ms"), 21, digits=1, unit=" ms"
+            ),
         ],
-        notes=[f"LiteLLM {pinned('litellm', 'litellm')}"],
+        notes=[
+            f"{results.ratio('per_s', of=OF_FEW, to=LITELLM_OF_FEW):.2f} times LiteLLM's at {FEW} connections",
+            f"LiteLLM {pinned('litellm', 'litellm')}",
+        ],
     )
 
 

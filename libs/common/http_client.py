@@ -7,7 +7,7 @@ import asyncio
 import re
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -17,7 +17,6 @@ import httptools
 import orjson
 
 _PRINTABLE: Final = re.compile(r"[!-~]+")
-_BREAKS: Final = re.compile(r"[\r\n\0]")
 _SAFE: Final = "%/:?#[]@!$&'()*+,;=-._~"
 
 
@@ -31,11 +30,15 @@ class AllBusy(NoAnswer):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """Header names are in lower case."""
+    """`raw_headers` have their names in lower case."""
 
     status_code: int
-    headers: Mapping[str, str]
+    raw_headers: Sequence[tuple[bytes, bytes]]
     content: bytes = field(repr=False)
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {name.decode("latin-1"): value.decode("latin-1") for name, value in self.raw_headers}
 
     @property
     def is_success(self) -> bool:
@@ -43,6 +46,11 @@ class Answer:
 
     def json(self) -> Any:
         return orjson.loads(self.content)
+
+
+def _breaks(value: str) -> bool:
+    """Whether it would end its line. By three searches for a character: one for a class of them took 1.3 µs a token."""
+    return "\r" in value or "\n" in value or "\0" in value
 
 
 class _Connection(asyncio.Protocol):
@@ -54,8 +62,9 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[Answer] | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._headers: dict[str, str] = {}
+        self._headers: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
+        self._loop = asyncio.get_running_loop()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -76,7 +85,7 @@ class _Connection(asyncio.Protocol):
             raise ValueError("an answer that nobody asked for")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        self._headers.append((name.lower(), value))
 
     def on_body(self, body: bytes) -> None:
         self._body.append(body)
@@ -88,7 +97,7 @@ class _Connection(asyncio.Protocol):
         if not self._parser.should_keep_alive():
             self.close()
         if self._answer is not None and not self._answer.done():
-            self._answer.set_result(Answer(status_code=status, headers=self._headers, content=b"".join(self._body)))
+            self._answer.set_result(Answer(status_code=status, raw_headers=self._headers, content=b"".join(self._body)))
         self._answer = None
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -99,16 +108,21 @@ class _Connection(asyncio.Protocol):
         """`deadline` by the loop's clock."""
         if self._transport is None or not self.is_open:
             raise NoAnswer("the connection was closed")
-        loop = asyncio.get_running_loop()
-        self._headers, self._body = {}, []
-        answer = self._answer = loop.create_future()
+        self._headers, self._body = [], []
+        answer = self._answer = self._loop.create_future()
         # One timer: asyncio.timeout costs five times as much, which is a twentieth of a whole read at the gateway.
-        timer = loop.call_at(deadline, self._give_up)
+        timer = self._loop.call_at(deadline, self._give_up)
         try:
-            self._transport.write(request)
+            # At the end of the turn, so that the service is woken once for all who ask in it and answers them together:
+            # written at once it took 4 % more of the gateway's own processor time for a read.
+            self._loop.call_soon(self._write, request)
             return await answer
         finally:
             timer.cancel()
+
+    def _write(self, request: bytes) -> None:
+        if self._transport is not None and self.is_open:
+            self._transport.write(request)
 
     def _give_up(self) -> None:
         if self._answer is not None and not self._answer.done():
@@ -184,7 +198,7 @@ class HttpClient:
         if not _PRINTABLE.fullmatch(target):
             target = quote(target, safe=_SAFE)
         lines = [f"{method} {self._prefix}{target} HTTP/1.1\r\n", self._named]
-        lines += [f"{name}: {value}\r\n" for name, value in headers.items() if not _BREAKS.search(value)]
+        lines += [f"{name}: {value}\r\n" for name, value in headers.items() if not _breaks(value)]
         if content is not None or method not in {"GET", "HEAD"}:
             lines.append(f"content-length: {len(content or b'')}\r\n")
         lines.append("\r\n")

@@ -29,6 +29,8 @@ class NoAnswerInTime(Unavailable):
 class _Heard:
     """The way to the one who asked: open to the work until its time is over, and then to the refusal alone."""
 
+    __slots__ = ("_has_begun", "_refuse", "_send", "refusal")
+
     def __init__(self, send: Send, refuse: Callable[[NoAnswerInTime, Send], Awaitable[None]]) -> None:
         self._send = send
         self._refuse = refuse

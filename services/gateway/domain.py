@@ -52,6 +52,11 @@ class Identity:
     claims: Mapping[str, Any] = field(repr=False)
     token: str = field(default="", repr=False)
     """The access token itself, where another house must be asked whether its session is still alive."""
+    subject: str = field(init=False, repr=False)
+    """Whom limits count, made once: a UUID is written, hashed and compared by Python, for each request."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "subject", f"user:{self.user_id}")
 
     @property
     def user_claims(self) -> Mapping[str, Any]:

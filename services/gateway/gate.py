@@ -3,16 +3,14 @@
 import ipaddress
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Final
-from uuid import UUID
 
 import orjson
 from fastapi import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from libs.common.errors import Unavailable, VentureError
-from libs.common.http import add_headers, problem
+from libs.common.http import add_headers, has_header, problem
 from libs.common.plans import Plans
 from services.gateway.api_keys.domain import PREFIX, ScopeMissing, allows
 from services.gateway.api_keys.state import ApiKeyCache
@@ -153,7 +151,7 @@ class Gate:
             raise AccountBanned("This account is banned.")
         state["identity"], state["standing"], state["sessions"] = identity, standing, self._sessions
         factor = self._plans.tier(standing.tier).rate_factor
-        return await self._take(_as_subject(identity.user_id), group, *self._limits_of(group, factor=factor))
+        return await self._take(identity.subject, group, *self._limits_of(group, factor=factor))
 
     async def _admit_to_auth(
         self, scope: Scope, path: str, headers: Sequence[tuple[bytes, bytes]]
@@ -170,7 +168,7 @@ class Gate:
         if is_sign_in:
             return await self._take(f"ip:{client}", "auth", self._sign_in)
         holder = await self._bearer_of_token(bearer)
-        return await self._take(f"user:{holder.user_id}" if holder else f"ip:{client}", "auth", self._auth)
+        return await self._take(holder.subject if holder else f"ip:{client}", "auth", self._auth)
 
     async def _bearer_of_token(self, bearer: str | None) -> Identity | None:
         """Who is signed in counts for themself; anything else that came as a bearer counts for its address."""
@@ -252,11 +250,6 @@ def _bearer(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
     return _after_bearer(next((value for name, value in headers if name == b"authorization"), b""))
 
 
-@lru_cache(maxsize=2_000)
-def _as_subject(user_id: UUID) -> str:
-    return f"user:{user_id}"
-
-
 def _after_bearer(value: bytes) -> str | None:
     return value[7:].decode("latin-1") if value[:7].lower() == b"bearer " else None
 
@@ -271,7 +264,7 @@ def _is_bounded(scope: Scope, path: str) -> bool:
     """Whether an answer is promised in seconds: not to whoever asks to wait for it, or for everything there is."""
     if not path.startswith(_API) or path.endswith(_EXPORT):
         return False
-    return b"prefer" not in [name for name, _ in scope["headers"]]
+    return not has_header(scope, b"prefer")
 
 
 def _refuse(error: VentureError, scope: Scope, path: str) -> Response:

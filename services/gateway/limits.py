@@ -5,34 +5,34 @@ import hashlib
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import structlog
 
-from libs.common.redis import NoScriptError, Redis, RedisError
+from libs.common.redis import Line, NoScriptError, Redis, RedisError
 
 log = structlog.get_logger(__name__)
 
 RETRY_REDIS_AFTER_S: Final = 1.0
 _BATCH: Final = 256
 _PATIENCE_S: Final = (0.15, 0.05, 0.05)
-SOCKET_TIMEOUT_S: Final = 2.0
-"""Of the limiter's own connection: the patience above ends first."""
 _LOCAL_KEYS: Final = 50_000
 
-# KEYS: buckets. ARGV, for each: microseconds per request, burst tolerance in microseconds. Returns, for each: whether
-# it is allowed, microseconds until a request would be, microseconds until the bucket is empty. One call for all who ask
-# at the moment takes half the time of a pipeline of calls, which also asks each time whether Redis has the script.
+# KEYS: buckets. ARGV[1]: for each, microseconds per request and burst tolerance in microseconds, all in one text, which
+# the client need not pack one by one. Returns, for each: whether it is allowed, microseconds until a request would be,
+# microseconds until the bucket is empty. One call for all who ask at the moment takes half the time of a pipeline of
+# calls, which also asks each time whether Redis has the script.
 _GCRA: Final = """
 local now = redis.call('TIME')
 now = now[1] * 1000000 + now[2]
 local verdicts = {}
+local next_number = string.gmatch(ARGV[1], '%d+')
 for number, key in ipairs(KEYS) do
-    local interval = tonumber(ARGV[2 * number - 1])
-    local tolerance = tonumber(ARGV[2 * number])
+    local interval = tonumber(next_number())
+    local tolerance = tonumber(next_number())
     local tat = tonumber(redis.call('GET', key) or now)
     if tat < now then tat = now end
     local over = tat + interval - tolerance - now
@@ -56,18 +56,20 @@ class Limit:
     name: str
     max_requests: int
     window_ms: int
+    interval_us: int = field(init=False)
+    tolerance_us: int = field(init=False)
+    policy: str = field(init=False)
+    """As a header says it."""
 
-    @property
-    def interval_us(self) -> int:
-        return max(1, self.window_ms * 1000 // self.max_requests)
+    def __post_init__(self) -> None:
+        # Once a limit instead of three times a request.
+        interval_us = max(1, self.window_ms * 1000 // self.max_requests)
+        object.__setattr__(self, "interval_us", interval_us)
+        object.__setattr__(self, "tolerance_us", interval_us * self.max_requests)
+        object.__setattr__(self, "policy", f'"{self.name}";q={self.max_requests};w={self.window_ms // 1000}')
 
-    @property
-    def tolerance_us(self) -> int:
-        return self.interval_us * self.max_requests
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Verdict(NamedTuple):
     allowed: bool
     remaining: int
     retry_after_s: int
@@ -77,8 +79,7 @@ class Verdict:
 
 def headers_of(verdicts: Sequence[Verdict]) -> list[tuple[bytes, bytes]]:
     """draft-ietf-httpapi-ratelimit-headers: quota and window are the policy, what is left until when the state."""
-    limits = [one.limit for one in verdicts]
-    policies = ", ".join([f'"{limit.name}";q={limit.max_requests};w={limit.window_ms // 1000}' for limit in limits])
+    policies = ", ".join([one.limit.policy for one in verdicts])
     states = ", ".join([f'"{one.limit.name}";r={one.remaining};t={one.reset_s}' for one in verdicts])
     return [(b"ratelimit-policy", policies.encode()), (b"ratelimit", states.encode())]
 
@@ -119,8 +120,7 @@ def _key_of(limit_name: str, subject: str) -> str:
     return f"rl:{limit_name}:{hashlib.sha256(subject.encode()).hexdigest()[:32]}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ask:
+class _Ask(NamedTuple):
     key: str
     limit: Limit
     answer: "asyncio.Future[Verdict]"
@@ -160,7 +160,8 @@ class RateLimiter:
     """
 
     def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+        """`redis` needs no timeout of its own for a socket: `_PATIENCE_S` bounds each call."""
+        self._redis = Line(redis)
         self._local = LocalLimiter()
         self._redis_back_at = 0.0
         self._asks: deque[_Ask] = deque()
@@ -205,8 +206,8 @@ class RateLimiter:
 
     async def _run_script(self, batch: Sequence[_Ask]) -> list[Any]:
         keys = [ask.key for ask in batch]
-        numbers = [str(n) for ask in batch for n in (ask.limit.interval_us, ask.limit.tolerance_us)]
+        numbers = " ".join([f"{ask.limit.interval_us} {ask.limit.tolerance_us}" for ask in batch])
         try:
-            return await self._redis.evalsha(_GCRA_SHA, len(keys), *keys, *numbers)
+            return await self._redis.ask("EVALSHA", _GCRA_SHA, len(keys), *keys, numbers)
         except NoScriptError:  # Redis is new, or was told to forget
-            return await self._redis.eval(_GCRA, len(keys), *keys, *numbers)
+            return await self._redis.ask("EVAL", _GCRA, len(keys), *keys, numbers)

@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final, Literal
 from urllib.parse import urlencode
-from uuid import UUID
 
 import structlog
 from fastapi import Response
@@ -34,11 +33,12 @@ MAX_CONNECTIONS: Final = 32
 TOKEN_KEPT_S: Final = 20
 """A token is good for 60 s; its callee has at least 40 s left for what it is asked."""
 _TOKENS: Final = 10_000
-_PASSED_BACK: Final = ("content-disposition", "content-type", "retry-after", "location", "etag")
+_PASSED_BACK: Final = frozenset({b"content-disposition", b"content-type", b"retry-after", b"location", b"etag"})
+_WITHOUT_BODY: Final = (204, 304)
 
 
 # All that a token's claims are made of: whose it is, and what they may.
-_Bearer = tuple[UUID | None, str, Any, Any, bool, str | None]
+_Bearer = tuple[str | None, str, Any, Any, bool, str | None]
 
 
 class UpstreamUnavailable(Unavailable):
@@ -112,7 +112,7 @@ class Upstream:
             (None, "", None, None, is_admin, role)
             if identity is None
             else (
-                identity.user_id,
+                identity.subject,
                 identity.email,
                 identity.claims.get("is_anonymous"),
                 identity.claims.get("api_key_id"),
@@ -148,10 +148,21 @@ def _refuses_us(response: Answer) -> bool:
     return response.json().get("code") == ServiceTokenRefused.code
 
 
+class _PassedBack(Response):
+    """Starlette's, without decoding and encoding headers that came as they leave."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.status_code = answer.status_code
+        self.background = None
+        self.body = answer.content
+        self.raw_headers = [pair for pair in answer.raw_headers if pair[0] in _PASSED_BACK]
+        if answer.status_code not in _WITHOUT_BODY:
+            self.raw_headers.append((b"content-length", b"%d" % len(answer.content)))
+
+
 def pass_back(response: Answer) -> Response:
     """Our answer is the service's: status and body as they are, and only the headers meant for clients."""
-    headers = {name: response.headers[name] for name in _PASSED_BACK if name in response.headers}
-    return Response(response.content, response.status_code, headers)
+    return _PassedBack(response)
 
 
 @asynccontextmanager

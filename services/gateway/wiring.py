@@ -52,7 +52,7 @@ from services.gateway.idempotency.state import Answers
 from services.gateway.jobs import Housekeeper
 from services.gateway.limited.api import LimitedRoutes
 from services.gateway.limited.state import LimitedRequests
-from services.gateway.limits import SOCKET_TIMEOUT_S, Limit, RateLimiter
+from services.gateway.limits import Limit, RateLimiter
 from services.gateway.mail.jobs import MailSender
 from services.gateway.openapi import describe
 from services.gateway.pages.api import PageRoutes
@@ -160,7 +160,7 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
 
 async def _open_limiter(stack: AsyncExitStack, settings: Settings) -> RateLimiter:
     url = settings.redis_url.get_secret_value()
-    counting = redis.connect(url, name="gateway-limits", max_connections=4, socket_timeout_s=SOCKET_TIMEOUT_S)
+    counting = redis.connect(url, name="gateway-limits", max_connections=1, socket_timeout_s=None)
     return RateLimiter(await stack.enter_async_context(counting))
 
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from libs.common import redis
-from services.gateway.limits import SOCKET_TIMEOUT_S, Limit, RateLimiter
+from services.gateway.limits import Limit, RateLimiter
 from services.gateway.wiring import build
 from tests.harness.gateway import gateway_settings
 from tests.harness.services import Place, run_service
@@ -25,8 +25,8 @@ async def empty_buckets(place: Place) -> None:
 async def test_two_replicas_share_one_limit_to_the_request(place: Place) -> None:
     limit = Limit(name="shared", max_requests=LIMIT, window_ms=900_000)
     async with (
-        redis.connect(place.redis_url, name="one", socket_timeout_s=SOCKET_TIMEOUT_S) as one,
-        redis.connect(place.redis_url, name="two", socket_timeout_s=SOCKET_TIMEOUT_S) as two,
+        redis.connect(place.redis_url, name="one", socket_timeout_s=None) as one,
+        redis.connect(place.redis_url, name="two", socket_timeout_s=None) as two,
     ):
         replicas = (RateLimiter(one), RateLimiter(two))
         verdicts = await asyncio.gather(*(replicas[n % 2].take("someone", limit) for n in range(REQUESTS)))

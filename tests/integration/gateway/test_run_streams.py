@@ -51,7 +51,7 @@ class FakeAgents:
 
 
 def _answered(body: Any) -> Answer:
-    return Answer(status_code=200, headers={}, content=json.dumps(body).encode())
+    return Answer(status_code=200, raw_headers=[], content=json.dumps(body).encode())
 
 
 @pytest.fixture

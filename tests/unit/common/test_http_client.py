@@ -102,14 +102,14 @@ async def test_reads_every_framing(raw: bytes, status: int, content: bytes) -> N
     served = Served()
     async with client_of(answering(served, raw), served) as client:
         assert [await get(client), await get(client)] == [
-            Answer(status_code=status, headers=answer_headers(raw), content=content)
+            Answer(status_code=status, raw_headers=answer_headers(raw), content=content)
         ] * 2
     assert served.connections == 1
 
 
-def answer_headers(raw: bytes) -> dict[str, str]:
-    lines = raw.split(b"\r\n\r\n")[0].decode().split("\r\n")[1:]
-    return {name.lower(): value for name, value in (line.split(": ") for line in lines)}
+def answer_headers(raw: bytes) -> list[tuple[bytes, bytes]]:
+    lines = raw.split(b"\r\n\r\n")[0].split(b"\r\n")[1:]
+    return [(name.lower(), value) for name, value in (line.split(b": ") for line in lines)]
 
 
 async def test_an_answer_that_says_close_ends_its_connection_and_nothing_else() -> None:
