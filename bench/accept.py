@@ -109,8 +109,8 @@ async def compare(stack: Stack) -> Report:
         name="accept",
         title="Accept: durable runs beside made-up completions",
         how=f"{MANY} connections where nothing else is said, {PEOPLE} people, an Idempotency-Key each. "
-        "Accepting alone, and with the runs done meanwhile. Our processor time and memory are of all four services; in the last case "
-        "they include doing what was accepted.",
+        "Accepting alone, and with the runs done meanwhile. Our processor time and memory are of all four services; in "
+        "the last case they include doing what was accepted.",
         columns=[PER_S, *LATENCIES, CPU, RSS],
         results=results,
         targets=[
