@@ -317,9 +317,10 @@ class Execution:
             last_text=self._transcript.rest(is_whole=ending.outcome is Outcome.SUCCEEDED),
             traceparent=current_traceparent(),
         )
-        if not await self._patiently(lambda: self._engine.scribe.finish(finish)):
+        ended = await self._patiently(lambda: self._engine.scribe.finish(finish))
+        if ended is None:
             raise Stopped
-        self._engine.mirror.offer(self.run_id, finish.events())
+        self._engine.mirror.offer(self.run_id, finish.events(), ended=ended)
 
     async def _persist(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Do one transaction; the work is safe to repeat."""
