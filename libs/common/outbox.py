@@ -98,16 +98,20 @@ async def add_traced_with(
 
 
 async def add_traced_of(
-    conn: Connection, events: Sequence[tuple[Event, str | None]], statement: LiteralString, *args: Any
-) -> set[UUID]:
+    conn: Connection,
+    events: Sequence[tuple[Event, str | None]],
+    statement: LiteralString,
+    told: LiteralString,
+    *args: Any,
+) -> list[Record]:
     """Carry out `statement` and add the events of what it did, in one that needs no transaction around it.
 
-    `statement` is WITH queries, the last of which is named `done` and returns the `id` of what was done and the `place`
-    of its event, counted from 1. Returns those ids. The parameters of the statement are numbered from $6.
+    `statement` is WITH queries, the last of which is named `done` and returns the `place` of each event of what was
+    done, counted from 1. Returns the rows of `told`, a query on `done`. The parameters are numbered from $6.
     """
-    rows = await conn.fetch(f"{statement}, added AS ({_INSERT} {_IF_DONE}) {_DONE}", *_columns(events), *args)
+    rows = await conn.fetch(f"{statement}, added AS ({_INSERT} {_IF_DONE}) {told}", *_columns(events), *args)
     conn.wrote_outbox = True
-    return {row["id"] for row in rows}
+    return rows
 
 
 _INSERT: Final = """
@@ -117,7 +121,6 @@ _INSERT: Final = """
         WITH ORDINALITY AS event(id, type, subject, data, traceparent, place)
     """
 _IF_DONE: Final = "WHERE place IN (SELECT place FROM done)"
-_DONE: Final = "SELECT id FROM done"
 
 
 def _columns(events: Sequence[tuple[Event, str | None]]) -> Sequence[list[Any]]:

@@ -74,7 +74,9 @@ async def on_hold_denied(event: HoldDenied, conn: Connection) -> None:
 def subscriptions(*, wake: Callable[[], None]) -> Sequence[Subscription]:
     """`wake` rouses this process's worker when a run has been queued."""
     return (
-        Subscription(event=RunRequested, handler=on_run_requested, many=on_runs_requested, wake=wake),
+        Subscription(
+            event=RunRequested, handler=on_run_requested, many=on_runs_requested, lingers_in_company=True, wake=wake
+        ),
         Subscription(event=EntitlementsChanged, handler=on_entitlements_changed, wake=wake),
         Subscription(event=UserCreated, handler=on_user_created),
         Subscription(event=UserDeleted, handler=on_user_deleted),

@@ -15,7 +15,8 @@ from services.agents.ports import ModelOutput, Round, TextDelta, ToolSpec, Usage
 from services.agents.prompts.domain import BYTES_PER_TOKEN, Ingredients, Prompt, count_tokens
 from services.agents.runs.domain import Usage
 
-PIECE_CHARS: Final = 96
+PIECE_CHARS: Final = 400
+"""Each piece wakes its run, and the longer all of them take together, the more rows of deltas are written meanwhile."""
 PIECE_PAUSE_S: Final = 0.004
 _TITLE_CHARS: Final = 140
 _HIGH: Final = 67

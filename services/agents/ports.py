@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from services.agents.prompts.domain import Prompt
-from services.agents.runs.domain import RunError, RunEvent, Usage
+from services.agents.runs.domain import Run, RunError, RunEvent, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +130,6 @@ class NoExtension:
 class Mirror(Protocol):
     """Shows committed events of a run live. May lose them: readers find them in the table."""
 
-    def offer(self, run_id: UUID, events: Sequence[RunEvent]) -> None:
-        """Take the events over; returns at once and raises nothing."""
+    def offer(self, run_id: UUID, events: Sequence[RunEvent], *, ended: Run | None = None) -> None:
+        """Take the events over; returns at once and raises nothing. `ended`: the run as the last of them leaves it."""
         ...

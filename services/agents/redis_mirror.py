@@ -1,5 +1,8 @@
 """Shows run events live through Redis pub/sub, channel `run:{run_id}`, each as `{"seq", "type", "data"}`.
 
+Who waits for a run's end and for nothing else listens to `run-end:{run_id}`: one message, the run as it ended, or an
+empty one where that is not at hand.
+
 Nobody ever waits for Redis here: events are queued and sent by a loop of their own, and dropped while Redis is away.
 """
 
@@ -12,7 +15,8 @@ import orjson
 import structlog
 
 from libs.common.redis import Redis, RedisError
-from services.agents.runs.domain import RunEvent
+from services.agents.runs.domain import Run, RunEvent
+from services.agents.runs.rendering import render_run
 
 log = structlog.get_logger(__name__)
 
@@ -31,15 +35,20 @@ class RedisMirror:
     def is_up(self) -> bool:
         return self._is_up
 
-    def offer(self, run_id: UUID, events: Sequence[RunEvent]) -> None:
+    def offer(self, run_id: UUID, events: Sequence[RunEvent], *, ended: Run | None = None) -> None:
         for event in events:
             # Keys in order, as in the table's pages: the same bytes live and replayed (jsonb keeps no order).
             body = orjson.dumps(
                 {"seq": event.seq, "type": event.type, "data": dict(event.data)}, option=orjson.OPT_SORT_KEYS
             )
-            if self._waiting.full():
-                self._waiting.get_nowait()  # the oldest goes: readers have most likely found it in the table
-            self._waiting.put_nowait((f"run:{run_id}", body))
+            self._put(f"run:{run_id}", body)
+            if event.is_terminal:
+                self._put(f"run-end:{run_id}", orjson.dumps(render_run(ended)) if ended is not None else b"")
+
+    def _put(self, channel: str, body: bytes) -> None:
+        if self._waiting.full():
+            self._waiting.get_nowait()  # the oldest goes: readers have most likely found it in the table
+        self._waiting.put_nowait((channel, body))
 
     async def run(self) -> None:
         while True:

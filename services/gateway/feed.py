@@ -4,13 +4,14 @@ Nothing depends on a hint arriving: whoever listens also looks into the tables, 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 
 import structlog
 
 from libs.common.redis import Redis, RedisError
+from libs.common.together import Together
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +34,8 @@ class LiveFeed:
         self._pubsub: Any = redis.pubsub(ignore_subscribe_messages=True)  # pyright: ignore[reportUnknownMemberType]
         self._listeners: dict[str, set[Listener]] = {}
         self._subscribed = asyncio.Event()
+        # Those who come and go together share a command.
+        self._changes = Together(self._change, name=lambda channel: channel)
         self.is_up = True
 
     async def run(self) -> None:
@@ -65,15 +68,25 @@ class LiveFeed:
         listeners.add(listener)
         try:
             if len(listeners) == 1:
-                await self._try("subscribe", channel)
-                self._subscribed.set()
+                await self._changes.ask(channel)
             yield
         finally:
             listeners.discard(listener)
             if not listeners and self._listeners.pop(channel, None) is not None:
-                await self._try("unsubscribe", channel)
-                if not self._listeners:
-                    self._subscribed.clear()
+                self._changes.put(channel)  # nobody has to wait for that
+
+    async def _change(self, channels: Sequence[str]) -> Sequence[None]:
+        """Subscribe to what somebody listens to by now, and leave the others."""
+        joined = [channel for channel in channels if channel in self._listeners]
+        left = [channel for channel in channels if channel not in self._listeners]
+        if joined:
+            await self._try("subscribe", joined)
+            self._subscribed.set()
+        if left:
+            await self._try("unsubscribe", left)
+            if not self._listeners:
+                self._subscribed.clear()
+        return [None] * len(channels)
 
     def _dispatch(self, channel: str, data: bytes) -> None:
         for queue in self._listeners.get(channel, ()):
@@ -81,16 +94,16 @@ class LiveFeed:
                 queue.get_nowait()
             queue.put_nowait(data)
 
-    async def _try(self, command: str, channel: str) -> None:
+    async def _try(self, command: str, channels: Sequence[str]) -> None:
         try:
-            await getattr(self._pubsub, command)(channel)
+            await getattr(self._pubsub, command)(*channels)
         except (RedisError, OSError, TimeoutError) as error:
             self.is_up = False
             log.info("live_feed_command_failed", command=command, error=type(error).__name__)
 
     async def _resubscribe(self) -> None:
         if self._listeners:
-            await self._try("subscribe", next(iter(self._listeners)))
+            await self._try("subscribe", [next(iter(self._listeners))])
 
     async def close(self) -> None:
         await self._pubsub.aclose()

@@ -6,17 +6,16 @@ from uuid import UUID
 import orjson
 from fastapi import APIRouter, Query, Response
 
-from libs.common.clock import iso_millis
 from libs.common.database import Database
 from libs.common.http import Caller, CurrentCaller
 from services.agents.paging import decode_cursor, page
 from services.agents.ports import Mirror
 from services.agents.runs import feedback_queries, operations, queries
-from services.agents.runs.domain import Run, RunFilter, RunNotFound
+from services.agents.runs.domain import RunFilter, RunNotFound
 from services.agents.runs.export import as_csv
 from services.agents.runs.inputs import ApprovalInput, BookmarkInput, ExportQuery, FeedbackInput, ListQuery
+from services.agents.runs.rendering import render_run
 
-MICRO: Final = 1_000_000
 MAX_EXPORTED: Final = 10_000
 
 
@@ -134,33 +133,6 @@ class Routes:
 
 def _attachment(name: str) -> dict[str, str]:
     return {"Content-Disposition": f'attachment; filename="{name}"'}
-
-
-def render_run(run: Run) -> dict[str, Any]:
-    return {
-        "id": str(run.id),
-        "status": run.status.value,
-        "agent_type": run.agent_type,
-        "task": run.task,
-        "model_requested": run.model_requested,
-        "model_used": run.model_used,
-        "output": run.output,
-        "usage": {"input_tokens": run.input_tokens, "output_tokens": run.output_tokens},
-        # A number with exactly six decimals, written from the integer: it never passes through a float.
-        "cost_usd": orjson.Fragment(f"{run.cost_micro_usd // MICRO}.{run.cost_micro_usd % MICRO:06d}"),
-        "error": run.error,
-        "template_id": str(run.template_id) if run.template_id else None,
-        "background_event_id": str(run.background_event_id) if run.background_event_id else None,
-        "warnings": run.warnings,
-        "atoms": run.atoms,
-        "approval": run.approval,
-        "is_bookmarked": run.is_bookmarked,
-        "attempt": run.attempt,
-        "cancel_requested_at": iso_millis(run.cancel_requested_at) if run.cancel_requested_at else None,
-        "created_at": iso_millis(run.created_at),
-        "started_at": iso_millis(run.started_at) if run.started_at else None,
-        "finished_at": iso_millis(run.finished_at) if run.finished_at else None,
-    }
 
 
 def _json(content: Any) -> Response:

@@ -13,7 +13,8 @@ from typing import Final, TypeVar, assert_never
 import structlog
 
 from libs.common.database import Connection, Database, DatabaseUnavailable
-from libs.common.telemetry import current_traceparent, span
+from libs.common.logs import log_line
+from libs.common.telemetry import current_trace_id, current_traceparent, span
 from libs.common.waiting import end, woken
 from services.agents.models.domain import ModelNotAvailable
 from services.agents.ports import (
@@ -120,9 +121,13 @@ class Execution:
             try:
                 ending = await self._attempt()
                 await self._finish(ending)
-                log.info("run_ended", run_id=str(self.run_id), outcome=ending.outcome, attempt=self._run.attempt)
+                self._tell(ending)
             except Stopped:
                 log.info("run_left", run_id=str(self.run_id), attempt=self._run.attempt)
+
+    def _tell(self, ending: Ending) -> None:
+        run_id, attempt = str(self.run_id), self._run.attempt
+        log_line("run_ended", run_id=run_id, outcome=ending.outcome, attempt=attempt, trace_id=current_trace_id())
 
     async def _attempt(self) -> Ending:
         deadline = time.monotonic() + self._engine.total_limit_s
@@ -317,9 +322,10 @@ class Execution:
             last_text=self._transcript.rest(is_whole=ending.outcome is Outcome.SUCCEEDED),
             traceparent=current_traceparent(),
         )
-        if not await self._patiently(lambda: self._engine.scribe.finish(finish)):
+        ended = await self._patiently(lambda: self._engine.scribe.finish(finish))
+        if ended is None:
             raise Stopped
-        self._engine.mirror.offer(self.run_id, finish.events())
+        self._engine.mirror.offer(self.run_id, finish.events(), ended=ended)
 
     async def _persist(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Do one transaction; the work is safe to repeat."""

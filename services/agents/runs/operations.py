@@ -16,6 +16,7 @@ from services.agents.runs.domain import (
     LeasedRun,
     NewRun,
     NotAwaitingApproval,
+    Run,
     RunError,
     RunEvent,
     RunNotFinished,
@@ -66,8 +67,8 @@ def _told_in_its_trace(run: LeasedRun) -> tuple[RunStarted, str | None]:
         return RunStarted(run_id=run.id, user_id=UUID(run.user_id), attempt=run.attempt), current_traceparent()
 
 
-async def finish_runs(conn: Connection, finishes: Sequence[Finish]) -> set[UUID]:
-    """Bring runs to their ends with their last events and `run_finished`, each named once; return which.
+async def finish_runs(conn: Connection, finishes: Sequence[Finish]) -> dict[UUID, Run]:
+    """Bring runs to their ends with their last events and `run_finished`, each named once; return those it did.
 
     For a run that has ended or whose lease has passed on nothing is written: whoever did that also said so. This is
     one statement, which needs no transaction around it.

@@ -20,8 +20,8 @@ from libs.common.inputs import Input
 from services.agents.paging import decode_cursor
 from services.agents.ports import Mirror
 from services.agents.runs import operations, operator_queries, queries
-from services.agents.runs.api import render_run
 from services.agents.runs.domain import RunStatus
+from services.agents.runs.rendering import render_run
 
 MAX_EVENTS: Final = 2000
 
@@ -69,11 +69,16 @@ class OperatorRoutes:
         return _json({"items": [_rendered(row) for row in shown], "next_cursor": next_cursor})
 
     async def list_heads(self, caller: CurrentCaller, body: HeadsInput) -> Response:
-        """The number of each run's newest event; a run without events is left out."""
+        """The number of each run's newest event, and which runs have ended; a run without events is left out."""
         _admit(caller)
         async with self._database.transaction() as conn:
             heads = await operator_queries.find_heads(conn, body.run_ids)
-        return _json({"heads": {str(run_id): seq for run_id, seq in heads.items()}})
+        return _json(
+            {
+                "heads": {str(run_id): head.seq for run_id, head in heads.items()},
+                "ended": [str(run_id) for run_id, head in heads.items() if head.is_end],
+            }
+        )
 
     async def get_run(self, caller: CurrentCaller, run_id: UUID) -> Response:
         """The run with its owner and every event of its stream, with the instant each was written."""

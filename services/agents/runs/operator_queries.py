@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from libs.common.database import Connection, Record
+from services.agents.runs.domain import TERMINAL_EVENT_TYPES
 
 
 async def list_runs(
@@ -35,15 +37,23 @@ async def list_events(conn: Connection, run_id: UUID, *, limit: int) -> list[Rec
     )
 
 
-async def find_heads(conn: Connection, run_ids: Sequence[UUID]) -> dict[UUID, int]:
+class Head(NamedTuple):
+    """The newest event of a run: its number, and whether it is the last there will be."""
+
+    seq: int
+    is_end: bool
+
+
+async def find_heads(conn: Connection, run_ids: Sequence[UUID]) -> dict[UUID, Head]:
     """One step in the index for each run."""
     rows = await conn.fetch(
         """
-        SELECT asked.id, head.seq FROM unnest($1::uuid[]) AS asked (id)
+        SELECT asked.id, head.seq, head.type = ANY($2) AS is_end FROM unnest($1::uuid[]) AS asked (id)
         CROSS JOIN LATERAL (
-            SELECT e.seq FROM agents.run_events e WHERE e.run_id = asked.id ORDER BY e.seq DESC LIMIT 1
+            SELECT e.seq, e.type FROM agents.run_events e WHERE e.run_id = asked.id ORDER BY e.seq DESC LIMIT 1
         ) AS head
         """,
         run_ids,
+        list(TERMINAL_EVENT_TYPES),
     )
-    return {row["id"]: row["seq"] for row in rows}
+    return {row["id"]: Head(row["seq"], row["is_end"]) for row in rows}

@@ -187,12 +187,12 @@ async def mark_cancel_requested(conn: Connection, run_id: UUID) -> None:
     )
 
 
-async def finish_runs(conn: Connection, finishes: Sequence[tuple[Finish, Event]]) -> set[UUID]:
-    """Bring each run to its end under its lease, or a queued one (without a lease) to its end; return which.
+async def finish_runs(conn: Connection, finishes: Sequence[tuple[Finish, Event]]) -> dict[UUID, Run]:
+    """Bring each run to its end under its lease, or a queued one (without a lease) to its end; return those it did.
 
     The last events of its stream, and what is told of it, are written with that or not at all.
     """
-    return await outbox.add_traced_of(
+    rows = await outbox.add_traced_of(
         conn,
         [(event, finish.traceparent) for finish, event in finishes],
         """
@@ -222,11 +222,21 @@ async def finish_runs(conn: Connection, finishes: Sequence[tuple[Finish, Event]]
                 cancel_requested_at = CASE WHEN outcome = 'cancelled' THEN coalesce(r.cancel_requested_at, now())
                                            ELSE r.cancel_requested_at END
             FROM fence WHERE r.id = fence.id
-            RETURNING r.id, fence.place
+            RETURNING fence.place, r.id, r.status, r.agent_type, r.task, r.model_requested, r.model_used, r.output,
+                r.input_tokens, r.output_tokens, r.cost_micro_usd, r.error, r.template_id, r.background_event_id,
+                r.warnings, r.atoms, r.approval, r.is_bookmarked, r.attempt, r.cancel_requested_at, r.created_at,
+                r.started_at, r.finished_at
         )
+        """,
+        """
+        SELECT id, status, agent_type, task, model_requested, model_used, output, input_tokens, output_tokens,
+            cost_micro_usd, error, template_id, background_event_id, warnings, atoms, approval, is_bookmarked,
+            attempt, cancel_requested_at, created_at, started_at, finished_at
+        FROM done
         """,
         [_end(finish, place) for place, (finish, _) in enumerate(finishes, start=1)],
     )
+    return {row["id"]: _run(row) for row in rows}
 
 
 def _end(finish: Finish, place: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from libs.common.database import Database
 from libs.common.together import Together
 from services.agents.runs import operations, queries
-from services.agents.runs.domain import Append, Finish
+from services.agents.runs.domain import Append, Finish, Run
 
 
 class Scribe:
@@ -23,8 +23,8 @@ class Scribe:
         """Return once the event is committed; False, with nothing written, if its lease has passed on."""
         return await self._appends.ask(append)
 
-    async def finish(self, finish: Finish) -> bool:
-        """Return once the run has ended; False, with nothing written, if its lease has passed on or it had ended."""
+    async def finish(self, finish: Finish) -> Run | None:
+        """Return the run once it has ended; None, with nothing written, if its lease has passed on or it had ended."""
         return await self._finishes.ask(finish)
 
     async def _append(self, appends: Sequence[Append]) -> list[bool]:
@@ -32,7 +32,7 @@ class Scribe:
             written = {*await queries.append_events(conn, appends)}
         return [append.run_id in written for append in appends]
 
-    async def _finish(self, finishes: Sequence[Finish]) -> list[bool]:
+    async def _finish(self, finishes: Sequence[Finish]) -> list[Run | None]:
         async with self._database.statement() as conn:
             finished = await operations.finish_runs(conn, finishes)
-        return [finish.run_id in finished for finish in finishes]
+        return [finished.get(finish.run_id) for finish in finishes]

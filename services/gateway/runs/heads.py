@@ -1,4 +1,4 @@
-"""One question to agents for all open run streams of this process: whose run has gone on is told, nobody else asks."""
+"""One question to agents for all runs that are followed here: whose run has gone on is told, nobody else asks."""
 
 import asyncio
 from collections.abc import Generator
@@ -19,7 +19,7 @@ LOOK_BLIND_EVERY_S: Final = 0.25
 
 
 class RunHeads:
-    """Tells the streams of a run the number of its newest event. Five hundred streams cost agents one statement."""
+    """Tells who follows a run of its newest event, as `{"head", "is_end"}`: one statement of agents for all runs."""
 
     def __init__(self, *, agents: Upstream, feed: LiveFeed) -> None:
         self._agents = agents
@@ -31,6 +31,7 @@ class RunHeads:
     def watch(self, run_id: UUID, listener: Listener) -> Generator[None, None, None]:
         listeners = self._watched.setdefault(run_id, set())
         listeners.add(listener)
+        self._told.pop(run_id, None)  # who comes later has been told nothing yet
         try:
             yield
         finally:
@@ -56,11 +57,13 @@ class RunHeads:
         )
         if not answer.is_success:
             return
-        for name, seq in answer.json()["heads"].items():
+        said = answer.json()
+        ended = {*said.get("ended", ())}  # which an older agents does not tell
+        for name, seq in said["heads"].items():
             run_id = UUID(name)
             if run_id in self._watched and seq > self._told.get(run_id, 0):
                 self._told[run_id] = seq
-                self._tell(run_id, orjson.dumps({"head": seq}))
+                self._tell(run_id, orjson.dumps({"head": seq, "is_end": name in ended}))
 
     def _tell(self, run_id: UUID, hint: bytes) -> None:
         for listener in self._watched[run_id]:

@@ -1,8 +1,11 @@
-"""A run's events from any number on: history from agents, live hints from Redis, never a gap, never a duplicate."""
+"""A run's events from any number on: history from agents, live hints from Redis, never a gap, never a duplicate.
+
+And its end for who waits for nothing else: that comes whole through Redis, and only where it was lost is agents asked.
+"""
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Final
 from uuid import UUID
 
@@ -26,8 +29,6 @@ PAUSE_S: Final = 1.0
 """How often a stream looks up: is it time for a heartbeat, does this process end, is there still something to fetch."""
 LOOK_ALONE_S: Final = 10.0
 """How often a stream asks agents itself although nobody told it anything: the net below hints and heads."""
-QUEUED_SEQ: Final = 1
-"""The number of `run.queued`, which tells nothing to who has just been told that the run is accepted."""
 
 RunEvent = dict[str, Any]
 
@@ -58,22 +59,17 @@ class RunStreams:
                 quiet_since = time.monotonic()
                 yield sse.HEARTBEAT
 
-    async def events(
-        self, identity: Identity, run_id: UUID, *, after: int, is_new: bool = False
-    ) -> AsyncGenerator[RunEvent | None, None]:
-        """Events in order without gaps, None whenever there was nothing new for a while.
-
-        Of a run that `is_new` no event is looked for before the first hint: there is none yet.
-        """
+    async def events(self, identity: Identity, run_id: UUID, *, after: int) -> AsyncGenerator[RunEvent | None, None]:
+        """Events in order without gaps, None whenever there was nothing new for a while."""
         async with self._feed.listen(f"run:{run_id}") as hints:
             with self._heads.watch(run_id, hints):
-                async for event in self._follow(identity, run_id, hints, after=after, is_behind=not is_new):
+                async for event in self._follow(identity, run_id, hints, after=after):
                     yield event
 
     async def _follow(
-        self, identity: Identity, run_id: UUID, hints: asyncio.Queue[bytes], *, after: int, is_behind: bool
+        self, identity: Identity, run_id: UUID, hints: asyncio.Queue[bytes], *, after: int
     ) -> AsyncGenerator[RunEvent | None, None]:
-        last, looked_at = after, time.monotonic()
+        last, looked_at, is_behind = after, time.monotonic(), True
         while not self._stopping.is_set():
             if is_behind or time.monotonic() - looked_at > LOOK_ALONE_S:
                 looked_at = time.monotonic()
@@ -99,16 +95,27 @@ class RunStreams:
             elif hint.get("head", hint.get("seq", 0)) > last:  # events we have not seen: they are in the tables
                 is_behind = True
 
-    async def wait_until_terminal(self, identity: Identity, run_id: UUID, *, wait_s: float) -> bool:
-        """Whether a run that was just accepted ends within the time."""
-        try:
-            async with asyncio.timeout(wait_s):
-                async for event in self.events(identity, run_id, after=QUEUED_SEQ, is_new=True):
-                    if event is not None and event["type"] in TERMINAL_EVENTS:
-                        return True
-        except TimeoutError:
-            return False
-        return False
+    async def end(self, run_id: UUID, *, wait_s: float) -> bytes | None:
+        """The JSON of a run that was just accepted, once it has ended.
+
+        None if it does not end within the time or before this process stops; empty if that it ended is all that came.
+        """
+        end: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        def tell(run: bytes) -> None:
+            if not end.done():
+                end.set_result(run)
+
+        def tell_of_head(hint: bytes) -> None:
+            if orjson.loads(hint)["is_end"]:
+                tell(b"")
+
+        until = time.monotonic() + wait_s
+        async with self._feed.ring(f"run-end:{run_id}", _Ear(tell)):
+            with self._heads.watch(run_id, _Ear(tell_of_head)):
+                while not end.done() and not self._stopping.is_set() and (left_s := until - time.monotonic()) > 0:
+                    await asyncio.wait({end}, timeout=min(left_s, PAUSE_S))
+        return end.result() if end.done() else None
 
     async def _hint(self, hints: asyncio.Queue[bytes]) -> RunEvent | None:
         try:
@@ -141,3 +148,21 @@ class RunStreams:
         if response.status_code != 200:  # noqa: PLR2004
             raise Unavailable("The run's events cannot be read right now.")
         return response.json()["items"]
+
+
+class _Ear:
+    """To those who hint a queue that is never full; what is put there is heard at once."""
+
+    __slots__ = ("_hear",)
+
+    def __init__(self, hear: Callable[[bytes], None]) -> None:
+        self._hear = hear
+
+    def full(self) -> bool:
+        return False
+
+    def get_nowait(self) -> bytes:
+        return b""
+
+    def put_nowait(self, item: bytes) -> None:
+        self._hear(item)

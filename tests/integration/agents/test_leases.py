@@ -67,7 +67,7 @@ async def test_a_zombie_worker_writes_nothing(database: Database, test_database:
     async with database.transaction() as conn:
         token = zombie.run.lease_token
         assert await queries.append_events(conn, [Append(run_id=run_id, lease_token=token, event=delta)]) == []
-        assert await operations.finish_runs(conn, [finish(zombie, ending)]) == set()
+        assert await operations.finish_runs(conn, [finish(zombie, ending)]) == {}
         assert not await lease_queries.renew_leases(conn, {run_id: token}, lease_s=15)
         await lease_queries.hand_back(conn, {run_id: token})
     assert (await run_row(test_database, run_id))["leased_by"] == "heir"
@@ -112,7 +112,8 @@ async def test_runs_that_end_together_have_each_its_own_fence_and_its_own_end(
         finish(fenced, Ending.succeeded(output="no", usage=used, model_used="m"), lease_token=1),
         finish(other, Ending.succeeded(output="", usage=Usage(), model_used="m")),
     ]
-    assert await asyncio.gather(*map(scribe.finish, ends)) == [True, True, False, True]
+    ended = await asyncio.gather(*map(scribe.finish, ends))
+    assert [run and run.status for run in ended] == ["succeeded", "failed", None, "succeeded"]
     assert not await scribe.finish(ends[0]), "an ended run does not end again"
     row = await run_row(test_database, good.run.id)
     assert (row["status"], row["output"], row["model_used"], row["atoms"]) == (

@@ -295,6 +295,45 @@ async def test_events_are_mirrored_live_through_redis(place: Place, database: Da
     assert seen == stored[1:]  # `run.queued` is written by the consumer, before anybody can know of the run
 
 
+@pytest.mark.parametrize("failure", [None, ModelFailed(RunError(code="agents.model_refused", detail="No."))])
+async def test_who_waits_for_the_end_is_sent_the_run_as_it_is_read(
+    place: Place, database: Database, user_id: UUID, failure: ModelFailed | None
+) -> None:
+    event = a_request(user_id)
+    async with (
+        agents(place, FakeModel(failure=failure)) as service,
+        redis.connect(place.redis_url, name="test") as client,
+    ):
+        pubsub: Any = client.pubsub()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        await pubsub.subscribe(f"run-end:{event.run_id}")
+        await request_run(database, user_id, run_id=event.run_id)
+        message = None
+        async with asyncio.timeout(10):
+            while message is None:
+                message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=0.2)
+        await pubsub.aclose()
+        headers = service_headers("agents", user_id=user_id)
+        read = await service.client.get(f"/internal/runs/{event.run_id}", headers=headers)
+    assert message["data"] == read.content
+
+
+async def test_the_gateway_is_told_how_far_runs_are_and_which_have_ended(
+    place: Place, database: Database, user_id: UUID
+) -> None:
+    model = FakeModel(waits=True)
+    async with agents(place, model) as service:
+        run_id = await request_run(database, user_id)
+        await has_status(place.database, run_id, "running")
+        asked = {"run_ids": [str(run_id), str(new_id())]}
+        path, headers = "/internal/admin/runs/heads", service_headers("agents")
+        said = (await service.client.post(path, json=asked, headers=headers)).json()
+        assert (list(said["heads"]), said["ended"]) == ([str(run_id)], [])
+        model.go_on.set()
+        await has_status(place.database, run_id, "succeeded")
+        said = (await service.client.post(path, json=asked, headers=headers)).json()
+        assert said == {"heads": {str(run_id): len(await stream_of(place.database, run_id))}, "ended": [str(run_id)]}
+
+
 async def test_without_redis_runs_end_all_the_same(place: Place, database: Database, user_id: UUID) -> None:
     async with agents(place, redis_url="redis://127.0.0.1:1/0") as service:
         run_id = await request_run(database, user_id)

@@ -13,7 +13,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from libs.common import outbox
 from libs.common.broker import Handler, ManyHandler, Subscription, open_publisher, queue_name
 from libs.common.broker.burst import Outgoing
-from libs.common.broker.lane import LINGER_S
+from libs.common.broker.lane import COMPANY, COMPANY_S, LINGER_S
 from libs.common.broker.publisher import BrokerUnavailable, Unroutable
 from libs.common.database import Connection, Database
 from libs.common.errors import Invalid
@@ -29,10 +29,17 @@ LOST = UUID(int=1)
 
 @asynccontextmanager
 async def consuming(
-    place: Place, handler: Handler, *, many: ManyHandler | None = None, lingers: bool = False
+    place: Place,
+    handler: Handler,
+    *,
+    many: ManyHandler | None = None,
+    lingers: bool = False,
+    lingers_in_company: bool = False,
 ) -> AsyncGenerator[Database, None]:
     """A gateway that relays its outbox and an agents consumer with the given handler."""
-    subscription = Subscription(event=UserCreated, handler=handler, many=many, lingers=lingers)
+    subscription = Subscription(
+        event=UserCreated, handler=handler, many=many, lingers=lingers, lingers_in_company=lingers_in_company
+    )
     async with a_consumer(place, "agents", subscription), a_relay(place, "gateway") as gateway:
         yield gateway
 
@@ -294,6 +301,32 @@ async def test_a_lane_that_lingers_waits_for_company_and_leaves_none_behind(plac
     async with consuming(place, on_user_created, many=on_many, lingers=True):
         await eventually(all_are_handled)
     assert len(begun) == 21, "what one that is stopped while it lingers has not handled, the next one does"
+
+
+async def test_what_follows_a_crowd_waits_a_moment_for_the_rest_of_it(place: Place) -> None:
+    batches: list[tuple[float, int]] = []
+
+    async def on_many(events: Sequence[UserCreated], _conn: Connection) -> None:
+        batches.append((time.monotonic(), len(events)))
+
+    async def on_user_created(event: UserCreated, conn: Connection) -> None:
+        await on_many([event], conn)
+
+    async def handled(gateway: Database, count: int) -> None:
+        wanted = sum(size for _, size in batches) + count
+        await publish(gateway, *(UserCreated(user_id=new_id()) for _ in range(count)))
+
+        async def all_are() -> bool:
+            return sum(size for _, size in batches) >= wanted
+
+        await eventually(all_are)
+
+    async with consuming(place, on_user_created, many=on_many, lingers_in_company=True) as gateway:
+        while not batches or batches[-1][1] < COMPANY:  # a crowd may come in several parts
+            await handled(gateway, 5 * COMPANY)
+        published = time.monotonic()
+        await handled(gateway, 1)
+    assert batches[-1][0] - published >= COMPANY_S
 
 
 async def _all_sent(place: Place) -> bool:

@@ -42,7 +42,9 @@ class FakeAgents:
         if url.path == "/internal/admin/runs/heads":
             self.looks += 1
             asked: list[str] = json.loads(content or b"")["run_ids"]
-            return _answered({"heads": {run_id: len(self.runs[UUID(run_id)]) for run_id in asked}})
+            heads = {run_id: len(self.runs[UUID(run_id)]) for run_id in asked}
+            ended = [run_id for run_id in asked if self.runs[UUID(run_id)][-1] == "run.succeeded"]
+            return _answered({"heads": heads, "ended": ended})
         self.pages += 1
         after = int(parse_qs(url.query)["after"][0])
         events = self.runs[UUID(url.path.split("/")[3])]
@@ -104,6 +106,28 @@ async def test_quiet_streams_ask_nobody_and_learn_of_an_event_without_a_hint(
             events.append("run.succeeded")  # and every stream ends
     assert all(events == ["run.queued", "run.succeeded"] for events in read.values())
     assert fake.pages <= 3 * STREAMS
+
+
+async def test_who_waits_for_an_end_is_sent_it_and_asks_nobody(
+    place: Place, streams: RunStreams, fake: FakeAgents
+) -> None:
+    run_id = new_id()
+    async with redis.connect(place.redis_url, name="publisher") as client, asyncio.TaskGroup() as group:
+        waits = group.create_task(streams.end(run_id, wait_s=30))
+
+        async def is_heard() -> bool:
+            heard = client.publish(f"run-end:{run_id}", b'{"id": 1}')  # pyright: ignore[reportUnknownMemberType]
+            return await heard > 0
+
+        await eventually(is_heard, within_s=10)
+    assert (waits.result(), fake.pages) == (b'{"id": 1}', 0)
+
+
+async def test_an_end_without_a_hint_is_learned_of_all_the_same(streams: RunStreams, fake: FakeAgents) -> None:
+    ended, running = new_id(), new_id()
+    fake.runs = {ended: ["run.queued", "run.succeeded"], running: ["run.queued"]}
+    waits = await asyncio.gather(streams.end(ended, wait_s=30), streams.end(running, wait_s=3))
+    assert (waits, fake.pages) == ([b"", None], 0)
 
 
 async def test_a_stream_outlives_that_agents_is_away(streams: RunStreams, fake: FakeAgents) -> None:

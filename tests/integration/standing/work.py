@@ -12,7 +12,7 @@ from libs.common.events.metering import UsageSettled
 from libs.common.plans import load_plans
 from libs.common.process import Loop
 from services.agents.ports import NoExtension
-from services.agents.runs.domain import RunEvent
+from services.agents.runs.domain import Run, RunEvent
 from services.agents.runs.execution import Engine
 from services.agents.runs.ingredients import AtomShelf
 from services.agents.runs.jobs import EventSweeper, RunWorker
@@ -219,8 +219,8 @@ def _send_mail(place: Workplace, mortality: Mortality) -> Sequence[Loop]:
 class Unwatched:
     """A mirror nobody looks into."""
 
-    def offer(self, run_id: UUID, events: Sequence[RunEvent]) -> None:
-        del run_id, events
+    def offer(self, run_id: UUID, events: Sequence[RunEvent], *, ended: Run | None = None) -> None:
+        del run_id, events, ended
 
 
 async def _two_runs_were_asked_for(place: Workplace) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from libs.common.logs import OrderedHandler
+from libs.common.logs import GATHER_MOST, OrderedHandler
 from tests.harness.patience import eventually
 
 
@@ -23,9 +23,7 @@ def said(shown: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in shown.getvalue().splitlines()]
 
 
-async def test_the_lines_of_a_turn_of_the_loop_are_written_at_its_end(
-    handler: OrderedHandler, shown: io.StringIO
-) -> None:
+async def test_lines_are_gathered_for_a_moment_and_written_at_once(handler: OrderedHandler, shown: io.StringIO) -> None:
     for number in range(3):
         handler.lines.add("request", {"number": number}, trace_id="ab")
     assert said(shown) == []
@@ -37,6 +35,12 @@ async def test_the_lines_of_a_turn_of_the_loop_are_written_at_its_end(
     assert str(first.pop("timestamp")).endswith("Z")
     assert first == {"event": "request", "number": 0, "level": "info", "service": "a-service", "trace_id": "ab"}
     assert [line["number"] for line in others] == [1, 2]
+
+
+async def test_many_lines_are_not_gathered_until_a_pipe_is_full(handler: OrderedHandler, shown: io.StringIO) -> None:
+    for number in range(GATHER_MOST + 1):
+        handler.lines.add("request", {"number": number}, trace_id=None)
+    assert [line["number"] for line in said(shown)] == list(range(GATHER_MOST))
 
 
 async def test_what_a_logger_says_comes_after_the_lines_that_were_there_before(
