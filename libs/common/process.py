@@ -101,13 +101,13 @@ async def _run(build: Build, settings: CommonSettings, mode: Mode) -> None:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, running.done.set)
-        _spare_the_collector()
+        spare_the_collector()
         log.info("started", mode=mode, port=running.port)
         await running.done.wait()
         log.info("stopping")
 
 
-def _spare_the_collector() -> None:
+def spare_the_collector() -> None:
     """Look for cycles less often, and never among what lives as long as the process: routes, models, modules.
 
     A request that makes a few ten thousand objects, such as a batch of events, would otherwise pay for walking through

@@ -34,7 +34,8 @@ class Together(Generic[Ask, Verdict]):
 
     `most` bounds what is done at once, counted by `weigh`. `lanes` is how many batches may be under way at a time, and
     `help_after_s` how long something waits before another lane opens for it: the longer, the larger the batches, and
-    one that hangs holds nobody up for longer. Asks with the same `name` never share a batch.
+    one that hangs holds nobody up for longer. What fills a batch waits for no larger one: another lane opens at once.
+    Asks with the same `name` never share a batch.
     """
 
     def __init__(
@@ -64,9 +65,11 @@ class Together(Generic[Ask, Verdict]):
         answer: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         self._line.append(_Waiting(ask, answer))
         self.waiting += self._weigh(ask)
-        if not self._lanes or not self._help_after_s:
+        if len(self._lanes) == self._max_lanes:
+            return answer
+        if not self._lanes or not self._help_after_s or self.waiting >= self._most:
             self._open_lane()
-        elif self._help is None and len(self._lanes) < self._max_lanes:
+        elif self._help is None:
             self._help = asyncio.get_running_loop().call_later(self._help_after_s, self._open_lane)
         return answer
 

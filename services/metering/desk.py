@@ -45,8 +45,8 @@ class HoldDesk:
             known = await find_accounts(conn, self._plans, sorted({ask.user_id for ask in asks}))
         async with self._database.statement() as conn:
             verdicts = await reserve_at_once(conn, self._plans, asks, known)
-        rest = [ask for ask in asks if ask.hold_id not in verdicts]
-        if rest:
+        if len(verdicts) < len(asks):
+            rest = [ask for ask in asks if ask.hold_id not in verdicts]
             async with self._database.transaction() as conn:
                 decided = await operations.reserve_many(conn, self._plans, rest)
             verdicts |= dict(zip((ask.hold_id for ask in rest), decided, strict=True))

@@ -4,9 +4,8 @@ Where all asks of a user fit it is the only one; where not, it is worked out und
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from libs.common.database import Connection
@@ -21,8 +20,7 @@ from services.metering.queries import Counter, Taking
 MAX_ROUNDS: Final = 5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Wanted(NamedTuple):
     """What is to be added to the held amounts of one user in one period."""
 
     key: UUID
@@ -37,22 +35,27 @@ class Wanted:
 
 def wanted_by(asks: Sequence[Ask], known: Mapping[str, Account]) -> list[Wanted]:
     """What each ask wants of its user's current period."""
-    return [
-        Wanted(key=ask.hold_id, user_id=ask.user_id, amounts=ask.amounts, account=account, period=account.period)
-        for ask in asks
-        for account in (known[ask.user_id],)
-    ]
+    wanted: list[Wanted] = []
+    for ask in asks:
+        account = known[ask.user_id]
+        wanted.append(Wanted(ask.hold_id, ask.user_id, ask.amounts, account, account.period))
+    return wanted
 
 
 def takings_of(plans: Plans, wanted: Sequence[Wanted]) -> dict[Counter, Taking]:
     """What they want of each counter in all, below what plans and overrides alone allow."""
-    limits, takings = _limits(plans, wanted), dict[Counter, Taking]()
+    amounts, first = dict[Counter, int](), dict[Counter, Wanted]()
     for ask in wanted:
         for metric, amount in ask.amounts.items():
-            key = ask.counter(metric)
-            before = takings[key].amount if key in takings else 0
-            takings[key] = Taking(period_end=ask.period.end, amount=before + amount, ceiling=limits.get(key))
-    return takings
+            key = ask.user_id, metric, ask.period.start
+            if key in amounts:
+                amounts[key] += amount
+            else:
+                amounts[key], first[key] = amount, ask
+    return {
+        key: Taking(ask.period.end, amounts[key], account_rules.limits_of(plans, ask.account).get(key[1]))
+        for key, ask in first.items()
+    }
 
 
 async def take(conn: Connection, plans: Plans, wanted: Sequence[Wanted]) -> dict[UUID, QuotaExceeded]:

@@ -14,25 +14,34 @@ Threshold = tuple[str, str, datetime, int]
 
 
 async def find_accounts(conn: Connection, plans: Plans, user_ids: Sequence[str]) -> dict[str, Account]:
-    """Each user's account, with the period of now; one nobody spoke of yet has the free tier."""
+    """Each user's account, with the period of now; one nobody spoke of yet has the free tier.
+
+    Users of whom the same is said share one row and one Account: that is nearly everybody.
+    """
     rows = await conn.fetch(
         """
-        SELECT u.user_id, coalesce(e.tier, 'free') AS tier, coalesce(e.status, 'active') AS status,
-            nullif(e.features, '{}') AS features, e.erased_as, now() AS read_at,
-            coalesce(own.period_start, metering.period_start(now())) AS period_start,
-            coalesce(own.period_end, metering.period_end(now())) AS period_end,
-            EXISTS (SELECT FROM metering.grants AS g WHERE g.user_id = u.user_id) AS has_grants
-        FROM unnest($1::text[]) AS u(user_id)
-        LEFT JOIN metering.entitlements AS e ON e.user_id = u.user_id
-        LEFT JOIN LATERAL (
-            SELECT p.period_start, p.period_end
-            FROM metering.period_at(now(), e.period_start, e.period_end) AS p WHERE e.tier = ANY($2)
-        ) AS own ON true
+        SELECT array_agg(user_id) AS user_ids, tier, status, features, erased_as, has_grants, now() AS read_at,
+            coalesce(period_start, metering.period_start(now())) AS period_start,
+            coalesce(period_end, metering.period_end(now())) AS period_end
+        FROM (
+            SELECT u.user_id, coalesce(e.tier, 'free') AS tier, coalesce(e.status, 'active') AS status,
+                nullif(e.features, '{}') AS features, e.erased_as, own.period_start, own.period_end,
+                EXISTS (SELECT FROM metering.grants AS g WHERE g.user_id = u.user_id) AS has_grants
+            -- In a sub-SELECT the planner does not see how long the array is, and keeps one plan for all batches.
+            FROM unnest((SELECT $1::text[])) AS u(user_id)
+            LEFT JOIN metering.entitlements AS e ON e.user_id = u.user_id
+            LEFT JOIN LATERAL (
+                -- OFFSET keeps the tier in here: as a condition of the join it is asked after the function was called.
+                SELECT p.period_start, p.period_end
+                FROM metering.period_at(now(), e.period_start, e.period_end) AS p WHERE e.tier = ANY($2) OFFSET 0
+            ) AS own ON true
+        ) AS account
+        GROUP BY tier, status, features, erased_as, has_grants, account.period_start, account.period_end
         """,
         list(user_ids),
         plans.tiers_by_subscription,
     )
-    return {row["user_id"]: account_of(row) for row in rows}
+    return {user_id: account for row in rows for account in (account_of(row),) for user_id in row["user_ids"]}
 
 
 async def get_account(conn: Connection, plans: Plans, user_id: str) -> Account:

@@ -27,15 +27,21 @@ async def reserve_at_once(
     `known` was read by a statement before, and is not looked at again: `reserve_many` reads accounts without a lock,
     too, so an entitlement, a grant or an erasure that commits between reading and taking is too late for either.
     """
-    verdicts: dict[UUID, Hold | VentureError] = {
-        ask.hold_id: refusal for ask in asks if (refusal := not_entitled(plans, known[ask.user_id], ask)) is not None
-    }
-    plain = [ask for ask in asks if ask.hold_id not in verdicts and not known[ask.user_id].has_grants]
+    verdicts: dict[UUID, Hold | VentureError] = {}
+    plain: list[Ask] = []
+    for ask in asks:
+        account = known[ask.user_id]
+        if (refusal := not_entitled(plans, account, ask)) is not None:
+            verdicts[ask.hold_id] = refusal
+        elif not account.has_grants:
+            plain.append(ask)
     if not plain:
         return verdicts
     wanted = wanted_by(plain, known)
     takings = takings_of(plans, wanted)
-    taken = await queries.insert_holds_with_quota(conn, [(ask, known[ask.user_id].period) for ask in plain], takings)
+    taken = await queries.insert_holds_with_quota(
+        conn, [(one, ask.period) for one, ask in zip(plain, wanted, strict=True)], takings
+    )
     return verdicts if taken is None else {**verdicts, **taken.holds, **_refusals(wanted, takings, taken)}
 
 

@@ -8,7 +8,7 @@ import asyncpg
 
 from libs.common.database import Connection
 from services.metering.domain import Ask, Hold, Period, Usage
-from services.metering.queries import Counter, Taking, ceilings_of, hold_columns, new_holds
+from services.metering.queries import Counter, Taking, ceilings_of, hold_columns, new_hold
 
 _UNDONE_BY: Final = frozenset({"holds_pkey", "usage_metrics_held_value_check"})
 """Constraints of `metering.holds` and `usage_metrics` that undo the statement: the id is known, the room is gone."""
@@ -30,18 +30,19 @@ async def insert_holds_with_quota(
 ) -> Taken | None:
     """Hold what these ask and take it from their counters, for all users but those who are short or odd.
 
-    `takings` are the sums of the asks. Who is short or odd is judged by the statement's snapshot. An id that names a
-    hold already, and somebody who was quicker, undo it: then it returns None, and has held nothing for anybody.
+    `takings` are the sums of the asks, in their periods. Who is short or odd is judged by the statement's snapshot. An
+    id that names a hold already, and somebody who was quicker, undo it: then it returns None, and has held nothing for
+    anybody.
     """
-    keys = sorted(takings)
+    keys, columns = sorted(takings), hold_columns(asks)
+    places = {period: place for place, period in enumerate(zip(*columns[-2:], strict=True), start=1)}
     try:
         rows = await conn.fetch(
             _INSERT_HOLDS_WITH_QUOTA,
-            *hold_columns(asks),
+            *columns,
             [key[0] for key in keys],
             [key[1] for key in keys],
-            [key[2] for key in keys],
-            [takings[key].period_end for key in keys],
+            [places[key[2], takings[key].period_end] for key in keys],
             [takings[key].amount for key in keys],
             ceilings_of(takings),
         )
@@ -49,9 +50,18 @@ async def insert_holds_with_quota(
         if error.constraint_name not in _UNDONE_BY:
             raise
         return None
-    left = [row for row in rows if row["id"] is None]
+    (at,) = [row for row in rows if row["user_id"] is None]
+    left = [row for row in rows if row["user_id"] is not None]
+    left_out = {row["user_id"] for row in left}
+    created_at, until, until_if_confirmed = at["made_at"], at["until"], at["until_if_confirmed"]
     return Taken(
-        holds=new_holds(asks, [row for row in rows if row["id"] is not None]),
+        holds={
+            ask.hold_id: new_hold(
+                ask, period, created_at=created_at, expires_at=until_if_confirmed if ask.is_confirmed else until
+            )
+            for ask, period in asks
+            if ask.user_id not in left_out
+        },
         short={
             (row["user_id"], row["metric"]): Usage(used=row["used"], held=row["held"]) for row in left if row["metric"]
         },
@@ -63,14 +73,16 @@ _INSERT_HOLDS_WITH_QUOTA: Final = """
     -- In a sub-SELECT the planner does not see how long an array is, and keeps one plan for all batches; else it plans
     -- nearly every small batch anew.
     WITH asked AS (
-        SELECT id, user_id, amounts, period_start, period_end, is_confirmed
-        FROM unnest((SELECT $1::uuid[]), $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::boolean[])
-            AS a(id, user_id, amounts, period_start, period_end, is_confirmed)
+        SELECT id, user_id, amounts, is_confirmed, ($6::timestamptz[])[place] AS period_start,
+            ($7::timestamptz[])[place] AS period_end
+        FROM unnest((SELECT $1::uuid[]), $2::text[], $3::text[], $4::boolean[], $5::integer[])
+            AS a(id, user_id, amounts, is_confirmed, place)
     ),
     wanted AS (
-        SELECT user_id, metric, period_start, period_end, amount
-        FROM unnest((SELECT $7::text[]), $8::text[], $9::timestamptz[], $10::timestamptz[], $11::bigint[])
-            AS w(user_id, metric, period_start, period_end, amount)
+        SELECT user_id, metric, ($6::timestamptz[])[place] AS period_start, ($7::timestamptz[])[place] AS period_end,
+            amount
+        FROM unnest((SELECT $8::text[]), $9::text[], $10::integer[], $11::bigint[])
+            AS w(user_id, metric, place, amount)
     ),
     -- Whoever is short is left out by a look without a lock, so that the statement is undone, and the server's log
     -- written to, only where a race was lost. LIMIT keeps it a lookup by key: as a join it became a scan of all.
@@ -101,7 +113,7 @@ _INSERT_HOLDS_WITH_QUOTA: Final = """
         FROM asked WHERE user_id NOT IN (SELECT user_id FROM left_out)
         -- An id that is known violates the key; of two asks with one id at once the second waits, and then does so.
         ORDER BY id
-        RETURNING id, created_at, expires_at
+        RETURNING id
     ),
     taken AS (
         INSERT INTO usage_metrics AS u (user_id, metric_type, period_start, period_end, held_value)
@@ -117,8 +129,10 @@ _INSERT_HOLDS_WITH_QUOTA: Final = """
                 <= ($12::jsonb ->> (EXCLUDED.user_id || ' ' || EXCLUDED.metric_type))::bigint
             THEN u.held_value + EXCLUDED.held_value ELSE -1 END
     )
-    SELECT id, created_at, expires_at, NULL AS user_id, NULL AS metric, NULL::bigint AS used, NULL::bigint AS held
-    FROM claimed
+    SELECT user_id, metric, used, held, NULL::timestamptz AS made_at, NULL::timestamptz AS until,
+        NULL::timestamptz AS until_if_confirmed
+    FROM left_out
     UNION ALL
-    SELECT NULL, NULL, NULL, user_id, metric, used, held FROM left_out
+    -- All holds are made in one instant, so it is told once, without a user, and none of them is sent back.
+    SELECT NULL, NULL, NULL, NULL, now(), now() + interval '60 seconds', now() + interval '24 hours'
     """

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -245,7 +246,7 @@ async def test_a_period_that_is_over_is_nothing_to_hold_in(test_database: TestDa
         async with database.transaction() as conn:
             now = await get_account(conn, PLAN, ask.user_id)
         over = Period(start=now.read_at - timedelta(days=30), end=now.read_at)
-        takings = takings_of(PLAN, wanted_by([ask], {ask.user_id: now}))
+        takings = takings_of(PLAN, wanted_by([ask], {ask.user_id: replace(now, period=over)}))
         async with database.statement() as conn:
             taken = await insert_holds_with_quota(conn, [(ask, over)], takings)
     assert taken is not None

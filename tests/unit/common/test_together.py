@@ -81,6 +81,17 @@ async def test_another_lane_opens_for_what_has_waited_long_enough_and_not_before
     assert await asyncio.gather(*answers) == [2, 4, 6, 8]
 
 
+async def test_another_lane_opens_at_once_for_what_fills_a_batch() -> None:
+    work = Work(most=2, lanes=2, help_after_s=60)
+    answers = [work.together.put(1)]
+    await work.begun(1)
+    answers += [work.together.put(number) for number in (2, 3, 4)]
+    await work.begun(2)
+    assert work.batches == [[1], [2, 3]]
+    work.let_go.set()
+    assert await asyncio.gather(*answers) == [2, 4, 6, 8]
+
+
 async def test_a_verdict_is_raised_to_its_own_ask_alone() -> None:
     work = Work()
     work.let_go.set()
