@@ -1,39 +1,57 @@
 """Who stands behind a request: the token's identity, and the user's standing as the database had it seconds ago."""
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Annotated, Final, Protocol
 from uuid import UUID
 
+import structlog
 from fastapi import Depends, Request
 
 from libs.common.database import Connection, Database
+from libs.common.errors import Unavailable
 from services.gateway.accounts import queries as accounts
 from services.gateway.auth import queries as auth
 from services.gateway.domain import AdminRequired, Identity, SignInRequired, Standing, is_admin
 
+log = structlog.get_logger(__name__)
+
 STANDING_TTL_S: Final = 3.0
 """Admin rights, bans and tiers take effect within this time in every replica; the promise is 5 s."""
+RENEW_AFTER_S: Final = 2.0
+"""From then on it is read again behind the back of who asks, so that nobody who goes on asking waits for it."""
 _CACHE_SIZE: Final = 50_000
+
+
+@dataclass(slots=True)
+class Read:
+    """What was read of a user (None: there is no such account), and until when it is good; times are monotonic."""
+
+    standing: Standing | None
+    renew_at: float
+    over_at: float
 
 
 class StandingCache:
     """What was read of users lately; whoever learns of a change makes it forget."""
 
-    def __init__(self) -> None:
-        self._entries: OrderedDict[UUID, tuple[float, Standing | None]] = OrderedDict()
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._entries: OrderedDict[UUID, Read] = OrderedDict()
 
-    def get(self, user_id: UUID) -> tuple[float, Standing | None] | None:
+    def get(self, user_id: UUID) -> Read | None:
         entry = self._entries.get(user_id)
-        return entry if entry is not None and entry[0] > time.monotonic() else None
+        return entry if entry is not None and entry.over_at > self.clock() else None
 
     def put(self, user_id: UUID, standing: Standing | None) -> None:
-        now = time.monotonic()
-        self._entries[user_id] = (now + STANDING_TTL_S, standing)
+        now = self.clock()
+        self._entries[user_id] = Read(standing, now + RENEW_AFTER_S, now + STANDING_TTL_S)
         self._entries.move_to_end(user_id)
         # All live equally long, so those that are over stand in front: what is kept is what is still worth something.
-        while next(iter(self._entries.values()))[0] <= now or len(self._entries) > _CACHE_SIZE:
+        while next(iter(self._entries.values())).over_at <= now or len(self._entries) > _CACHE_SIZE:
             self._entries.popitem(last=False)
 
     def forget(self, user_id: UUID) -> None:
@@ -55,18 +73,30 @@ class Standings:
         self._cache = cache
         self._admin_user_ids = admin_user_ids
         self._keep_in_step = keep_in_step
+        self._renewals: set[asyncio.Task[None]] = set()
 
     async def of(self, identity: Identity) -> Standing:
         """Raises SignInRequired for an account that no longer exists."""
-        cached = self._cache.get(identity.user_id)
-        if cached is not None:
-            standing = cached[1]
-        else:
+        read = self._cache.get(identity.user_id)
+        if read is None:
             standing = await self._read(identity)
             self._cache.put(identity.user_id, standing)
+        else:
+            standing = read.standing
+            if read.renew_at <= self._cache.clock():
+                read.renew_at = read.over_at  # once
+                renewal = asyncio.create_task(self._renew(identity))
+                self._renewals.add(renewal)
+                renewal.add_done_callback(self._renewals.discard)
         if standing is None:
             raise SignInRequired("This account does not exist any more.")
         return standing
+
+    async def _renew(self, identity: Identity) -> None:
+        try:
+            self._cache.put(identity.user_id, await self._read(identity))
+        except Unavailable as error:  # who asks next, after its time, waits for the database and is told
+            log.info("standing_not_renewed", error=error.code)
 
     async def _read(self, identity: Identity) -> Standing | None:
         user_id = identity.user_id
