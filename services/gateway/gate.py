@@ -100,7 +100,7 @@ class Gate:
             told = await in_time(
                 lambda heard: self._pass(scope, path, receive, heard),
                 send,
-                refuse=lambda error, told: problem(error)(scope, receive, told),
+                refuse=lambda error, told: _refuse(error, scope, path)(scope, receive, told),
                 clear_up=lambda: drop_detached(scope),
             )
         if told is not None:
@@ -262,6 +262,8 @@ def _route_group(path: str) -> str:
 
 def _is_bounded(scope: Scope, path: str) -> bool:
     """Whether an answer is promised in seconds: not to whoever asks to wait for it, or for everything there is."""
+    if path.startswith(_AUTH):
+        return True
     if not path.startswith(_API) or path.endswith(_EXPORT):
         return False
     return not has_header(scope, b"prefer")

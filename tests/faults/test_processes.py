@@ -1,16 +1,19 @@
 """Whatever process fails while people work: answers stay bounded, and afterwards every promise adds up."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import Mapping
 from typing import Any, Final, LiteralString
 
 import asyncpg
+import httpx
 import pytest
 
+from libs.common.ids import new_id
 from ops.stack import dotenv
 from ops.stack.stack import Stack
-from tests.faults.clients import ANSWER_WITHIN_S, Record, people, while_working
+from tests.faults.clients import ANSWER_WITHIN_S, Record, asked, people, while_working
 from tests.faults.kills import Killer
 from tests.faults.oracle import violations
 from tests.faults.process_faults import FAULTS, Field
@@ -67,6 +70,30 @@ async def test_people_work_through_a_fault_and_everything_adds_up(field: Field, 
             print(verdict, await violations_of(field))
     assert verdict.is_clean
     assert len(record.accepted) == record.attempted
+    assert record.wrong == []
+    assert record.slowest_s <= ANSWER_WITHIN_S
+
+
+async def test_signing_up_is_answered_in_time_while_the_database_is_frozen(field: Field) -> None:
+    record, over = Record(), asyncio.Event()
+    async with people(field.environment, 2) as clients:
+
+        async def sign_up(client: httpx.AsyncClient) -> None:
+            while not over.is_set():
+                body = {"email": f"{new_id().hex}@example.com", "password": new_id().hex}
+                await asked(client, record, "POST", "/auth/v1/signup", json=body)
+
+        async with asyncio.TaskGroup() as group:
+            # So many that some are in the middle of their transaction whenever the database stops.
+            for client in clients * 4:
+                group.create_task(sign_up(client))
+            await asyncio.sleep(1)
+            await FAULTS["database frozen for 10 s"](field)
+            over.set()
+        last = {"email": f"{new_id().hex}@example.com", "password": new_id().hex}
+        assert (await clients[0].post("/auth/v1/signup", json=last)).status_code == 200
+    print(f"{record.statuses}, p99 {record.p99_s:.2f} s, slowest {record.slowest_s:.2f} s")
+    assert record.statuses.keys() == {"200", "503"}
     assert record.wrong == []
     assert record.slowest_s <= ANSWER_WITHIN_S
 
