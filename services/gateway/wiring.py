@@ -160,7 +160,7 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
 
 async def _open_limiter(stack: AsyncExitStack, settings: Settings) -> RateLimiter:
     url = settings.redis_url.get_secret_value()
-    counting = redis.connect(url, name="gateway-limits", max_connections=1, socket_timeout_s=None)
+    counting = redis.connect(url, name="gateway-limits", socket_timeout_s=None)
     return RateLimiter(await stack.enter_async_context(counting))
 
 
