@@ -13,6 +13,13 @@ from tests.harness.house import House
 from tests.harness.patience import eventually
 from tests.security.outside import NEVER_TOLD, SECRET, Neighbours, Operation
 
+TOLD_OF_ALL = """
+    -- That each run has begun and ended, and that each hold was settled: the last that happens to somebody's rows.
+    SELECT 2 * (SELECT count(*) FROM public.agent_runs WHERE user_id = $1)
+        + (SELECT count(*) FROM metering.holds WHERE user_id = $1)
+        = (SELECT count(*) FROM gateway.user_events WHERE user_id::text = $1 AND type <> 'entitlements.changed')
+    """
+
 
 async def rows_of(house: House, user_id: str) -> str:
     """All that the database holds of somebody, but for what the clock alone changes."""
@@ -45,10 +52,10 @@ def without_trace(answer: httpx.Response) -> Any:
 async def test_another_users_object_looks_exactly_like_one_that_does_not_exist(
     house: House, operations: list[Operation], neighbours: Neighbours
 ) -> None:
-    async def settled() -> bool:
-        return not (await neighbours.bea.client.get("/v1/usage")).json()["metrics"]["tokens"]["held"]
+    async def told_of_all() -> bool:
+        return await house.place.database.fetchval(TOLD_OF_ALL, neighbours.bea.id)
 
-    await eventually(settled)
+    await eventually(told_of_all)
     before = await rows_of(house, neighbours.bea.id)
     tried = 0
     for operation in operations:
