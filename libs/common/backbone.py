@@ -141,7 +141,9 @@ async def open_backbone(
             db.connect(settings.database_url.get_secret_value(), application_name=f"venture-{service}")
         )
         amqp_url = settings.amqp_url.get_secret_value()
-        publisher = await stack.enter_async_context(open_publisher(amqp_url, name=service))
+        publisher = await stack.enter_async_context(
+            open_publisher(amqp_url, name=service, events_per_message=settings.broker_events_per_message)
+        )
         yield Backbone(
             service=service,
             settings=settings,

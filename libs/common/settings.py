@@ -9,6 +9,8 @@ from urllib.parse import unquote, urlsplit
 from pydantic import AfterValidator, BeforeValidator, DirectoryPath, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from libs.common.broker.message import MOST_EVENTS
+
 MIN_SECRET_LENGTH: Final = 32
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h: supervisors can tell a misconfiguration from a crash
 
@@ -75,6 +77,8 @@ class CommonSettings(BaseSettings):
     amqp_url: UrlWithLogin
     redis_url: UrlWithLogin
     service_token_secret: Secret
+    broker_events_per_message: int = Field(default=MOST_EVENTS, ge=1, le=1_000)
+    """Events of one type that may travel in one message. 1 while services run that were not made to unpack them."""
     sentry_dsn: str | None = None
     otel_exporter_otlp_endpoint: str | None = None
 

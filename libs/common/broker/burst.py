@@ -37,11 +37,17 @@ class Outgoing:
     body: bytes
     message_id: str | None
     headers: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    content_type: str = CONTENT_TYPE
 
     def frames(self, channel_number: int, *, message_id: str, max_body: int) -> bytes:
         """As AMQP 0-9-1 puts it on the wire: method, header, body. Raises ValueError at an id or key too long."""
         properties = b"".join(
-            (_CONTENT_TYPE, encode.field_table(dict(self.headers)), _PERSISTENT, _short_string(message_id))
+            (
+                _content_type(self.content_type),
+                encode.field_table(dict(self.headers)),
+                _PERSISTENT,
+                _short_string(message_id),
+            )
         )
         size = len(self.body)
         header = _HEADER.pack(2, channel_number, len(properties) + 14, _BASIC, 0, size, _PROPERTIES)
@@ -59,7 +65,7 @@ def _short_string(text: str) -> bytes:
     return bytes((len(encoded),)) + encoded
 
 
-_CONTENT_TYPE: Final = _short_string(CONTENT_TYPE)
+_content_type: Final = lru_cache(8)(_short_string)
 
 
 @lru_cache(1_024)

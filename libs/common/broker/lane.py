@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import structlog
 from aio_pika.abc import AbstractConnection
@@ -23,6 +23,7 @@ from prometheus_client import Histogram
 
 from libs.common import inbox
 from libs.common.broker import topology
+from libs.common.broker.message import Message, is_suspect, unpack
 from libs.common.broker.publisher import BrokerPublisher, BrokerUnavailable
 from libs.common.database import Connection, Database, DatabaseUnavailable
 from libs.common.errors import LimitExceeded, Unavailable, VentureError
@@ -66,15 +67,6 @@ class Subscription:
     lingers: bool = False
     lingers_in_company: bool = False
     wake: Callable[[], None] | None = None
-
-
-class Message(NamedTuple):
-    """What came from the broker. `tag` names it on the channel it came by."""
-
-    tag: int
-    message_id: str | None
-    headers: Mapping[str, Any]
-    body: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -128,15 +120,20 @@ class Lane:
         """Settle what arrives, until `stop`. Raises what the connection breaks with: the broker then delivers again."""
         while True:
             first = await self._arrived.get()
-            messages = [first]
+            messages: list[Message | None] = [None] if first is None else [*unpack(first)]
             if first is not None and self._arrived.qsize() + 1 < self._batch and (pause_s := self._pause_s()):
                 await asyncio.sleep(pause_s)
             while len(messages) < self._batch and not self._arrived.empty():
-                messages.append(self._arrived.get_nowait())
+                messages += self._next()
             self._last_size = len(messages)
             await self._settle([message for message in messages if message is not None])
             if None in messages:
                 return
+
+    def _next(self) -> Sequence[Message | None]:
+        """The events of the next message that has arrived, or None where the end was asked for."""
+        message = self._arrived.get_nowait()
+        return [None] if message is None else unpack(message)
 
     def _pause_s(self) -> float:
         """How long what has come waits for more."""
@@ -155,18 +152,18 @@ class Lane:
 
     async def _arrive(self, delivered: DeliveredMessage) -> None:
         properties = delivered.header.properties
-        message = Message(
-            tag=delivered.delivery_tag or 0,
-            message_id=properties.message_id,
-            headers=properties.headers or {},
-            body=delivered.body,
+        headers = properties.headers or {}
+        self._arrived.put_nowait(
+            Message.whole(delivered.delivery_tag or 0, properties.message_id, headers, delivered.body)
         )
-        self._arrived.put_nowait(message)
 
     async def _ack(self, message: Message, *, and_all_before: bool = False) -> None:
+        """Ack what it came in, unless more of it is open."""
         if self._channel is None:
             raise RuntimeError("nothing can have come by a channel that was never opened")
-        await self._channel.basic_ack(message.tag, multiple=and_all_before)
+        message.parcel.open -= 1
+        if and_all_before or message.parcel.open == 0:
+            await self._channel.basic_ack(message.parcel.tag, multiple=and_all_before)
 
     def _lose(self, *_why: Any) -> None:
         if not self.lost.done():
@@ -184,7 +181,10 @@ class Lane:
             await self._settle_alone(delivery)
 
     async def _read(self, message: Message) -> Delivery | None:
-        """The message as an event; what cannot be read is parked at once."""
+        """The message as an event. What cannot be read is parked at once, and a suspect is sent back by itself."""
+        if is_suspect(message):
+            await self._send_back_alone(message)
+            return None
         traceparent = message.headers.get("traceparent")
         span = start_span(
             f"consume {self.name}",
@@ -194,7 +194,7 @@ class Lane:
         )
         started = time.perf_counter()
         try:
-            event = parse(message.body, expected=self._subscription.event)
+            event = parse(message.content, expected=self._subscription.event)
         except MalformedEvent as error:
             with in_span(span, end_on_exit=True):
                 outcome = await self._park(message, reason=error.code, error=error)
@@ -232,7 +232,7 @@ class Lane:
         if handled and self._subscription.wake is not None:
             self._subscription.wake()
         # All that came before on this channel is acked: this takes the batch and nothing else.
-        await self._ack(max((it.message for it in deliveries), key=lambda it: it.tag), and_all_before=True)
+        await self._ack(max((it.message for it in deliveries), key=lambda it: it.parcel.tag), and_all_before=True)
         done = set(handled)
         for delivery in deliveries:
             self._tell(delivery.message, "done" if delivery in done else "duplicate", delivery.started, delivery.span)
@@ -283,6 +283,13 @@ class Lane:
             timer = self._timers[outcome] = MESSAGES.labels(self.name, outcome)
         timer.observe(time.perf_counter() - started)
 
+    async def _send_back_alone(self, message: Message) -> None:
+        """To the end of its own queue: if it is deadly, it then takes no other event along to where it is parked."""
+        home = topology.home_exchange(self._service)
+        await self._publish(message, exchange=home, routing_key=self.name, headers={})
+        await self._ack(message)
+        log.warning("event_sent_alone", queue=self.name, message_id=message.message_id)
+
     async def _retry_later(self, message: Message, error: Exception) -> str:
         attempt = _attempt(message)
         rung = min(attempt, len(topology.RETRY_DELAYS_S)) - 1
@@ -327,9 +334,9 @@ class Lane:
                 return
 
 
-def parse(body: bytes, *, expected: type[Event]) -> Event:
+def parse(content: bytes | Mapping[str, Any], *, expected: type[Event]) -> Event:
     """Turn a body into its event; raises MalformedEvent if it is another's, of an unknown type, or does not fit."""
-    envelope = Envelope.parse(body)
+    envelope = Envelope.parse(content)
     if envelope.type not in CATALOGUE:
         raise MalformedEvent(f"unknown event type {envelope.type[:100]!r}")
     if envelope.type != expected.type:

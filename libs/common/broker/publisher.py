@@ -13,8 +13,9 @@ from aiormq import Channel
 
 from libs.common.broker import topology
 from libs.common.broker.burst import Burst, Outgoing
+from libs.common.broker.message import MOST_EVENTS, batches_of, pack
 from libs.common.errors import Unavailable
-from libs.common.events import EncodedEvent
+from libs.common.events import CONTENT_TYPE, EncodedEvent
 
 log = structlog.get_logger(__name__)
 
@@ -35,17 +36,34 @@ class Unroutable(BrokerUnavailable):
 class BrokerPublisher:
     """One publishing connection, opened on first use and opened again after any failure."""
 
-    def __init__(self, url: str, *, name: str, confirm_timeout_s: float = CONFIRM_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        confirm_timeout_s: float = CONFIRM_TIMEOUT_S,
+        events_per_message: int = MOST_EVENTS,
+    ) -> None:
         self._url = url
         self._name = name
         self._confirm_timeout_s = confirm_timeout_s
+        self._events_per_message = events_per_message
         self._lock = asyncio.Lock()
         self._connection: AbstractConnection | None = None
         self._channel: Channel | None = None
 
     async def publish_events(self, events: Sequence[EncodedEvent]) -> Sequence[BrokerUnavailable | None]:
-        """Send events to whoever has subscribed to their types; say of each what kept it from a queue, if anything."""
-        return await self.publish_all([_to_subscribers(event) for event in events])
+        """Send events to whoever has subscribed to their types; say of each what kept it from a queue, if anything.
+
+        Those of one type go together, some in a message, and share the broker's word on it.
+        """
+        batches = batches_of(events, most=self._events_per_message)
+        words = await self.publish_all([_to_subscribers([events[place] for place in batch]) for batch in batches])
+        said: list[BrokerUnavailable | None] = [None] * len(events)
+        for batch, word in zip(batches, words, strict=True):
+            for place in batch:
+                said[place] = word
+        return said
 
     async def publish_all(self, messages: Sequence[Outgoing]) -> Sequence[BrokerUnavailable | None]:
         """Send persistent messages in one write; say of each, in their order, what kept it from a queue, if anything.
@@ -82,7 +100,7 @@ class BrokerPublisher:
 
     async def publish_event(self, *, routing_key: str, body: bytes, message_id: str, traceparent: str | None) -> None:
         """Send one event. Raises as `publish` does."""
-        await self._publish(_to_subscribers(EncodedEvent(message_id, routing_key, body, traceparent)))
+        await self._publish(_to_subscribers([EncodedEvent(message_id, routing_key, body, traceparent)]))
 
     async def publish(
         self, *, exchange: str, routing_key: str, body: bytes, message_id: str | None, headers: dict[str, Any]
@@ -147,13 +165,20 @@ class BrokerPublisher:
         await self._drop()
 
 
-def _to_subscribers(event: EncodedEvent) -> Outgoing:
+def _to_subscribers(events: Sequence[EncodedEvent]) -> Outgoing:
+    """One event, or several of one type, which carry their traces in their envelopes."""
+    first = events[0]
+    if len(events) == 1:
+        body, content_type, traceparent = first.body, CONTENT_TYPE, first.traceparent
+    else:
+        body, content_type, traceparent = *pack(events), None
     return Outgoing(
         exchange=topology.EVENTS_EXCHANGE,
-        routing_key=event.type,
-        body=event.body,
-        message_id=event.id,
-        headers={"traceparent": event.traceparent} if event.traceparent else {},
+        routing_key=first.type,
+        body=body,
+        message_id=first.id,
+        headers={"traceparent": traceparent} if traceparent else {},
+        content_type=content_type,
     )
 
 
@@ -164,8 +189,10 @@ def _meaning(error: BaseException | None, message: Outgoing) -> BrokerUnavailabl
 
 
 @asynccontextmanager
-async def open_publisher(url: str, *, name: str) -> AsyncGenerator[BrokerPublisher, None]:
-    publisher = BrokerPublisher(url, name=name)
+async def open_publisher(
+    url: str, *, name: str, events_per_message: int = MOST_EVENTS
+) -> AsyncGenerator[BrokerPublisher, None]:
+    publisher = BrokerPublisher(url, name=name, events_per_message=events_per_message)
     try:
         yield publisher
     finally:

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Final
 
 from libs.common.events import agents, billing, gateway, metering
-from libs.common.events.base import CONTENT_TYPE, EncodedEvent, Envelope, Event, MalformedEvent
+from libs.common.events.base import BATCH_CONTENT_TYPE, CONTENT_TYPE, EncodedEvent, Envelope, Event, MalformedEvent
 
 _ALL: Final[tuple[type[Event], ...]] = (
     gateway.UserCreated,
@@ -31,4 +31,4 @@ _ALL: Final[tuple[type[Event], ...]] = (
 
 CATALOGUE: Final[Mapping[str, type[Event]]] = MappingProxyType({event.type: event for event in _ALL})
 
-__all__ = ["CATALOGUE", "CONTENT_TYPE", "EncodedEvent", "Envelope", "Event", "MalformedEvent"]
+__all__ = ["BATCH_CONTENT_TYPE", "CATALOGUE", "CONTENT_TYPE", "EncodedEvent", "Envelope", "Event", "MalformedEvent"]

@@ -1,5 +1,6 @@
 """The shape of every event: a frozen fact with an explicit type, carried in a CloudEvents 1.0 JSON envelope."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, ClassVar, NamedTuple, Self
 from uuid import UUID
@@ -12,6 +13,7 @@ from libs.common.errors import Invalid
 from libs.common.ids import new_id
 
 CONTENT_TYPE = "application/cloudevents+json"
+BATCH_CONTENT_TYPE = "application/cloudevents-batch+json"
 
 
 class MalformedEvent(Invalid):
@@ -86,10 +88,10 @@ class Envelope(BaseModel):
     data: dict[str, Any]
 
     @classmethod
-    def parse(cls, body: bytes) -> Self:
-        """Read a message body; raises MalformedEvent with a reason that repeats none of the body."""
+    def parse(cls, content: bytes | Mapping[str, Any]) -> Self:
+        """Read a message body, or the JSON of one; raises MalformedEvent with a reason that repeats none of it."""
         try:
-            return cls.model_validate(orjson.loads(body))
+            return cls.model_validate(orjson.loads(content) if isinstance(content, bytes) else content)
         except orjson.JSONDecodeError:
             raise MalformedEvent("the body is not JSON") from None
         except ValidationError as error:
