@@ -12,7 +12,14 @@ from ops.stack.keys import EMULATOR_KEY_PREFIX
 DATABASE = "venture"
 VHOST = "venture"
 
-_EVERY_SERVICE = ("ENVIRONMENT", "LOG_LEVEL", "SERVICE_TOKEN_SECRET", "SENTRY_DSN", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_EVERY_SERVICE = (
+    "ENVIRONMENT",
+    "LOG_LEVEL",
+    "SERVICE_TOKEN_SECRET",
+    "SENTRY_DSN",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "BROKER_EVENTS_PER_MESSAGE",
+)
 # Least privilege: a process is given these settings, its own addresses, and nothing else.
 KNOWN_BY: Mapping[str, tuple[str, ...]] = {
     "gateway": (

@@ -42,6 +42,8 @@ thousand, batches of up to 32 drain 4,560 at 0.16 s."""
 MANY_BATCH: Final = 256
 """Of a subscription that handles many at once: its round trips are the same for any number, so what it waits for is
 shared by as many as have come."""
+PREFETCH: Final = 64
+"""Messages, of up to MOST_EVENTS events each: what waits in this process is bounded by a few MB a queue."""
 LINGER_S: Final = 0.05
 COMPANY: Final = 4
 COMPANY_S: Final = 0.015
@@ -111,7 +113,7 @@ class Lane:
         self._channel = await channel.get_underlay_channel()
         self._channel.on_consumer_cancel_callbacks.add(self._lose)
         await topology.declare_subscription(channel, consumer=self._service, event_type=self._subscription.event.type)
-        await channel.set_qos(prefetch_count=2 * self._batch)  # the next batch is here while this one commits
+        await channel.set_qos(prefetch_count=PREFETCH)
         # Straight from the driver's channel: aio-pika makes an object of its own and a second task of each message.
         consuming = await self._channel.basic_consume(self.name, self._arrive)
         self._consumer_tag = consuming.consumer_tag or ""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from libs.common.events import CATALOGUE, CONTENT_TYPE, Event
+from libs.common.events import BATCH_CONTENT_TYPE, CATALOGUE, CONTENT_TYPE, Event
 
 EXCHANGE: Final = "events"
 RUN_EVENTS: Final = (
@@ -61,8 +61,9 @@ def document(*, version: str) -> dict[str, Any]:
             "title": "Venture Companion events",
             "version": version,
             "description": "Events are CloudEvents 1.0 on the topic exchange `events`, delivered at least once; each "
-            "consumer has a queue of its own for each event. A new optional field keeps a version, anything else is a "
-            "new type.",
+            "consumer has a queue of its own for each event. Of a burst several of one type share a message, an array "
+            f"of envelopes with the content type `{BATCH_CONTENT_TYPE}`. A new optional field keeps a version, "
+            "anything else is a new type.",
         },
         "defaultContentType": CONTENT_TYPE,
         "channels": channels,
