@@ -69,8 +69,9 @@ async def take_and_return(place: Place, *, times: int) -> list[AbstractIncomingM
     connection = await aio_pika.connect(place.amqp_url("operator"))
     async with connection, connection.channel() as channel:
         queue = await channel.declare_queue(QUEUE, passive=True)
+        taken: list[AbstractIncomingMessage] = []
         for _ in range(times):
-            taken: list[AbstractIncomingMessage] = []
+            taken = []
             while (message := await queue.get(fail=False)) is not None:
                 taken.append(message)
             for message in taken:
