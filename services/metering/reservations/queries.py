@@ -73,23 +73,15 @@ _INSERT_HOLDS_WITH_QUOTA: Final = """
     -- In a sub-SELECT the planner does not see how long an array is, and keeps one plan for all batches; else it plans
     -- nearly every small batch anew.
     WITH asked AS (
-        SELECT id, user_id, ($4::jsonb[])[kind] AS amounts, ($5::boolean[])[kind] AS is_confirmed,
-            ($6::timestamptz[])[kind] AS period_start, ($7::timestamptz[])[kind] AS period_end
-        FROM (
-            SELECT id, user_id, get_byte($3::bytea, place::integer - 1) + 1 AS kind
-            FROM unnest((SELECT $1::uuid[]), string_to_array((SELECT $2::text), ','))
-                WITH ORDINALITY AS a(id, user_id, place)
-        ) AS ask
+        SELECT id, user_id, get_byte($3::bytea, place::integer - 1) + 1 AS kind
+        FROM unnest((SELECT $1::uuid[]), string_to_array((SELECT $2::text), ','))
+            WITH ORDINALITY AS a(id, user_id, place)
     ),
     wanted AS (
-        SELECT user_id, metric, ($6::timestamptz[])[kind] AS period_start, ($7::timestamptz[])[kind] AS period_end,
-            amount
-        FROM (
-            SELECT user_id, metric, amount, get_byte($10::bytea, place::integer - 1) + 1 AS kind
-            FROM unnest(
-                string_to_array((SELECT $8::text), ','), string_to_array((SELECT $9::text), ','), (SELECT $11::bigint[])
-            ) WITH ORDINALITY AS w(user_id, metric, amount, place)
-        ) AS wish
+        SELECT user_id, metric, amount, get_byte($10::bytea, place::integer - 1) + 1 AS kind
+        FROM unnest(
+            string_to_array((SELECT $8::text), ','), string_to_array((SELECT $9::text), ','), (SELECT $11::bigint[])
+        ) WITH ORDINALITY AS w(user_id, metric, amount, place)
     ),
     -- Whoever is short is left out by a look without a lock, so that the statement is undone, and the server's log
     -- written to, only where a race was lost. LIMIT keeps it a lookup by key: as a join it became a scan of all.
@@ -98,7 +90,8 @@ _INSERT_HOLDS_WITH_QUOTA: Final = """
         FROM wanted AS w
         LEFT JOIN LATERAL (
             SELECT u.metric_value AS used, u.held_value AS held FROM usage_metrics AS u
-            WHERE (u.user_id, u.metric_type, u.period_start) = (w.user_id, w.metric, w.period_start) LIMIT 1
+            WHERE (u.user_id, u.metric_type, u.period_start) = (w.user_id, w.metric, ($6::timestamptz[])[w.kind])
+            LIMIT 1
         ) AS c ON true
         WHERE coalesce(c.used + c.held, 0) + w.amount
             > coalesce($12::jsonb ->> (w.user_id || ' ' || w.metric), $12::jsonb ->> w.metric)::bigint
@@ -109,15 +102,16 @@ _INSERT_HOLDS_WITH_QUOTA: Final = """
         -- Who is short may be so because of the very hold that is asked for again. Of everybody else ids are not looked
         -- up: that would cost each ask, and one that is known undoes the statement.
         SELECT a.user_id, NULL, NULL, NULL FROM asked AS a
-        WHERE a.period_end <= now() OR (
+        WHERE ($7::timestamptz[])[a.kind] <= now() OR (
             a.user_id IN (SELECT user_id FROM short)
             AND (SELECT h.id FROM metering.holds AS h WHERE h.id = a.id) IS NOT NULL
         )
     ),
     claimed AS (
         INSERT INTO metering.holds (id, user_id, amounts, period_start, period_end, confirmed_at, expires_at)
-        SELECT id, user_id, amounts, period_start, period_end, CASE WHEN is_confirmed THEN now() END,
-            now() + CASE WHEN is_confirmed THEN interval '24 hours' ELSE interval '60 seconds' END
+        SELECT id, user_id, ($4::jsonb[])[kind], ($6::timestamptz[])[kind], ($7::timestamptz[])[kind],
+            CASE WHEN ($5::boolean[])[kind] THEN now() END,
+            now() + CASE WHEN ($5::boolean[])[kind] THEN interval '24 hours' ELSE interval '60 seconds' END
         FROM asked WHERE user_id NOT IN (SELECT user_id FROM left_out)
         -- An id that is known violates the key; of two asks with one id at once the second waits, and then does so.
         ORDER BY id
@@ -125,7 +119,7 @@ _INSERT_HOLDS_WITH_QUOTA: Final = """
     ),
     taken AS (
         INSERT INTO usage_metrics AS u (user_id, metric_type, period_start, period_end, held_value)
-        SELECT user_id, metric, period_start, period_end, amount
+        SELECT user_id, metric, ($6::timestamptz[])[kind] AS period_start, ($7::timestamptz[])[kind], amount
         -- Counted, so that all holds are there before the first counter is locked: EXISTS would be content with one.
         FROM wanted WHERE (SELECT count(*) FROM claimed) > 0 AND user_id NOT IN (SELECT user_id FROM left_out)
         ORDER BY user_id, metric, period_start
