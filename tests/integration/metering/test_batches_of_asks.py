@@ -24,7 +24,9 @@ from tests.integration.metering.accounts import counters, has_no_drift, metering
 HOLDS = """
 SELECT id, user_id, amounts, confirmed_at, created_at, expires_at, period_start, period_end FROM metering.holds
 """
-PLAN = plans_with(runs=3, tokens=1_000)
+FREE = plans_with(runs=3, tokens=1_000)
+PRO = FREE.tier("pro").model_copy(update={"period": "subscription"})
+PLAN = FREE.model_copy(update={"tiers": {**FREE.tiers, "pro": PRO}})
 
 Way = Callable[[Database, Sequence[Ask]], Coroutine[Any, Any, Sequence[Hold | BaseException]]]
 
