@@ -8,7 +8,8 @@ the batch. `in_transaction` is how one writes it: claim the ids, count what is n
 repeated ask is found. `in_statement` is the least that PostgreSQL can be asked for: a repeated id undoes the whole
 batch, and nobody is there to do it again.
 
-The floors have no callers, no holds and no verdicts: a loop counts to 128 and sends the sum.
+The floors have no callers, no holds and no verdicts: a loop counts to 128 and sends the sum of each user, as an UPDATE
+that is awaited before the next, as all these UPDATEs sent at once by the driver, or as one statement for all users.
 """
 
 import asyncio
@@ -59,6 +60,8 @@ _TAKE: Final = """
     WHERE counter.user_id = wanted.user_id AND used + held + wanted.amount <= ceiling
     RETURNING counter.user_id
     """
+
+_COUNT: Final = "UPDATE peer_counters SET held = held + $2 WHERE user_id = $1 AND used + held + $2 <= ceiling"
 
 
 async def make_tables(conn: Connection, users: Sequence[UUID]) -> None:
@@ -144,11 +147,13 @@ async def by_callers(
     return granted / (time.perf_counter() - started)
 
 
+async def count_one_by_one(conn: Connection, asked: Sequence[str]) -> None:
+    for user_id, amount in sorted(Counter(asked).items()):
+        await conn.execute(_COUNT, user_id, amount)
+
+
 async def count_by_user(conn: Connection, asked: Sequence[str]) -> None:
-    await conn.executemany(
-        "UPDATE peer_counters SET held = held + $2 WHERE user_id = $1 AND used + held + $2 <= ceiling",
-        sorted(Counter(asked).items()),
-    )
+    await conn.executemany(_COUNT, sorted(Counter(asked).items()))
 
 
 async def count_at_once(conn: Connection, asked: Sequence[str]) -> None:

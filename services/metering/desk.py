@@ -24,11 +24,13 @@ class HoldDesk:
     def __init__(self, database: Database, plans: Plans) -> None:
         self._database = database
         self._plans = plans
-        self._together = Together(self._reserve, lanes=LANES, help_after_s=HELP_AFTER_S, name=lambda ask: ask.hold_id)
+        self._together = Together(
+            self._reserve, lanes=LANES, help_after_s=HELP_AFTER_S, name=lambda ask: ask.hold_id.int
+        )
 
-    async def reserve(self, ask: Ask) -> Hold:
+    def reserve(self, ask: Ask) -> "asyncio.Future[Hold]":
         """Hold what is asked for; raises the ask's own verdict, or what went wrong with the commit it was part of."""
-        return await self._together.ask(ask)
+        return self._together.put(ask)
 
     async def reserve_many(self, asks: Sequence[Ask]) -> list[Hold | BaseException]:
         """The verdict of each, in their order."""

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID
 
-import orjson
-
 from libs.common.database import Connection, Record
+from services.metering.columns import hold_columns, new_hold
 from services.metering.domain import Amounts, Ask, Hold, HoldState, Period, Transition, Usage
 
 UNLIMITED: Final = 2**63 - 1
@@ -32,11 +31,13 @@ async def insert_holds(conn: Connection, asks: Sequence[tuple[Ask, Period]]) -> 
     rows = await conn.fetch(
         """
         INSERT INTO metering.holds (id, user_id, amounts, period_start, period_end, confirmed_at, expires_at)
-        SELECT id, user_id, amounts::jsonb, ($6::timestamptz[])[place], ($7::timestamptz[])[place],
-            CASE WHEN is_confirmed THEN now() END,
-            now() + CASE WHEN is_confirmed THEN interval '24 hours' ELSE interval '60 seconds' END
-        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::boolean[], $5::integer[])
-            AS asked(id, user_id, amounts, is_confirmed, place)
+        SELECT id, user_id, ($4::jsonb[])[kind], ($6::timestamptz[])[kind], ($7::timestamptz[])[kind],
+            CASE WHEN ($5::boolean[])[kind] THEN now() END,
+            now() + CASE WHEN ($5::boolean[])[kind] THEN interval '24 hours' ELSE interval '60 seconds' END
+        FROM (
+            SELECT id, user_id, get_byte($3::bytea, place::integer - 1) + 1 AS kind
+            FROM unnest($1::uuid[], string_to_array($2::text, ',')) WITH ORDINALITY AS a(id, user_id, place)
+        ) AS asked
         ORDER BY id
         -- ON CONFLICT closes the race of two asks with one id: the second waits, then finds the first's row.
         ON CONFLICT (id) DO NOTHING
@@ -46,41 +47,10 @@ async def insert_holds(conn: Connection, asks: Sequence[tuple[Ask, Period]]) -> 
     )
     made = {row["id"]: row for row in rows}
     return {
-        ask.hold_id: new_hold(ask, period, created_at=row["created_at"], expires_at=row["expires_at"])
+        ask.hold_id: new_hold(ask, period, row["created_at"], row["expires_at"])
         for ask, period in asks
         if (row := made.get(ask.hold_id)) is not None
     }
-
-
-def hold_columns(asks: Sequence[tuple[Ask, Period]]) -> Sequence[list[Any]]:
-    """What new holds' rows say: ids, users, amounts as JSON, whether they are confirmed, places of their periods.
-
-    Then starts and ends of the periods there are, which are few: instants are what the driver takes longest to write.
-    """
-    places: dict[tuple[datetime, datetime], int] = {}
-    return (
-        [ask.hold_id for ask, _ in asks],
-        [ask.user_id for ask, _ in asks],
-        [orjson.dumps(dict(ask.amounts), option=orjson.OPT_NON_STR_KEYS).decode() for ask, _ in asks],
-        [ask.is_confirmed for ask, _ in asks],
-        [places.setdefault((period.start, period.end), len(places) + 1) for _, period in asks],
-        [start for start, _ in places],
-        [end for _, end in places],
-    )
-
-
-def new_hold(ask: Ask, period: Period, *, created_at: datetime, expires_at: datetime) -> Hold:
-    return Hold(
-        id=ask.hold_id,
-        user_id=ask.user_id,
-        amounts=ask.amounts,
-        state=HoldState.HELD,
-        period=period,
-        expires_at=expires_at,
-        created_at=created_at,
-        is_confirmed=ask.is_confirmed,
-        is_booked=False,
-    )
 
 
 async def delete_holds(conn: Connection, hold_ids: Sequence[UUID]) -> None:
@@ -273,7 +243,7 @@ async def take_quota(conn: Connection, takings: Mapping[Counter, Taking]) -> set
         SELECT user_id, metric, period_start, period_end, amount
         FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::bigint[])
             AS a(user_id, metric, period_start, period_end, amount)
-        WHERE amount <= ($6::jsonb ->> (user_id || ' ' || metric))::bigint
+        WHERE amount <= coalesce($6::jsonb ->> (user_id || ' ' || metric), $6::jsonb ->> metric)::bigint
         ORDER BY user_id, metric, period_start
         -- ON CONFLICT locks the counter and decides on its newest value: asks at the same time pass one by one, also
         -- when the row is just being made, or deleted by an operator. The ceilings are looked up in one value: in
@@ -281,7 +251,9 @@ async def take_quota(conn: Connection, takings: Mapping[Counter, Taking]) -> set
         ON CONFLICT (user_id, metric_type, period_start) DO UPDATE
         SET held_value = u.held_value + EXCLUDED.held_value, updated_at = now()
         WHERE u.metric_value + u.held_value + EXCLUDED.held_value
-            <= ($6::jsonb ->> (EXCLUDED.user_id || ' ' || EXCLUDED.metric_type))::bigint
+            <= coalesce(
+                $6::jsonb ->> (EXCLUDED.user_id || ' ' || EXCLUDED.metric_type), $6::jsonb ->> EXCLUDED.metric_type
+            )::bigint
         RETURNING u.user_id, u.metric_type, u.period_start
         """,
         [key[0] for key in keys],
@@ -289,19 +261,28 @@ async def take_quota(conn: Connection, takings: Mapping[Counter, Taking]) -> set
         [key[2] for key in keys],
         [takings[key].period_end for key in keys],
         [takings[key].amount for key in keys],
-        ceilings_of(takings),
+        ceilings_of(keys, takings),
     )
     return {(row["user_id"], row["metric_type"], row["period_start"]) for row in rows}
 
 
-def ceilings_of(takings: Mapping[Counter, Taking]) -> dict[str, int]:
-    """Each counter's ceiling by its user and metric. Raises ValueError if these name one in two periods."""
-    ceilings = {
-        f"{user_id} {metric}": UNLIMITED if taking.ceiling is None else taking.ceiling
-        for (user_id, metric, _), taking in takings.items()
-    }
-    if len(ceilings) != len(takings):
-        raise ValueError("a user's metric is named in two periods")
+def ceilings_of(keys: Sequence[Counter], takings: Mapping[Counter, Taking]) -> dict[str, int]:
+    """Ceilings of sorted counters: by metric what the first of it has, by user and metric where it is another.
+
+    Raises ValueError if a user's metric is named in two periods, whose ceilings may differ.
+    """
+    ceilings: dict[str, int] = {}
+    before = "", ""
+    for key in keys:
+        user_id, metric, _ = key
+        ceiling = takings[key].ceiling
+        if ceiling is None:
+            ceiling = UNLIMITED
+        if ceilings.setdefault(str(metric), ceiling) != ceiling:
+            ceilings[f"{user_id} {metric}"] = ceiling
+        if (user_id, metric) == before:
+            raise ValueError("a user's metric is named in two periods")
+        before = user_id, metric
     return ceilings
 
 

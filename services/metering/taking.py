@@ -42,19 +42,21 @@ def wanted_by(asks: Sequence[Ask], known: Mapping[str, Account]) -> list[Wanted]
     return wanted
 
 
-def takings_of(plans: Plans, wanted: Sequence[Wanted]) -> dict[Counter, Taking]:
-    """What they want of each counter in all, below what plans and overrides alone allow."""
-    amounts, first = dict[Counter, int](), dict[Counter, Wanted]()
-    for ask in wanted:
+def takings_of(
+    plans: Plans, asks: Sequence[tuple[Ask | Wanted, Period]], known: Mapping[str, Account]
+) -> dict[Counter, Taking]:
+    """What is asked of each counter in all, below what plans and overrides alone allow."""
+    amounts, ends = dict[Counter, int](), dict[Counter, datetime]()
+    for ask, period in asks:
         for metric, amount in ask.amounts.items():
-            key = ask.user_id, metric, ask.period.start
+            key = ask.user_id, metric, period.start
             if key in amounts:
                 amounts[key] += amount
             else:
-                amounts[key], first[key] = amount, ask
+                amounts[key], ends[key] = amount, period.end
     return {
-        key: Taking(ask.period.end, amounts[key], account_rules.limits_of(plans, ask.account).get(key[1]))
-        for key, ask in first.items()
+        key: Taking(ends[key], amount, account_rules.limits_of(plans, known[key[0]]).get(key[1]))
+        for key, amount in amounts.items()
     }
 
 
@@ -75,7 +77,7 @@ async def _take_at_once(conn: Connection, plans: Plans, wanted: Sequence[Wanted]
 
     Afterwards the counters of everybody are there and locked, so that deciding locks nothing out of order.
     """
-    takings = takings_of(plans, wanted)
+    takings = takings_of(plans, [(ask, ask.period) for ask in wanted], {ask.user_id: ask.account for ask in wanted})
     if any(taking.ceiling is not None and taking.amount > taking.ceiling for taking in takings.values()):
         return wanted  # the statement would not touch, and so not lock, a counter that can never have room
     taken = await queries.take_quota(conn, takings)

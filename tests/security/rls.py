@@ -169,6 +169,7 @@ async def prepare(superuser: "asyncpg.Connection[Any]", tables: Sequence[Table])
         f"""
         SELECT conrelid::regclass::text AS name, conname FROM pg_constraint
         WHERE contype IN ('f', 'c') AND connamespace::regnamespace::text IN ({_sql_in(SCHEMAS)})
+        ORDER BY coninhcount  -- a partition's own goes with its parent's
         """
     ):
         await superuser.execute(f'ALTER TABLE {relation["name"]} DROP CONSTRAINT IF EXISTS "{relation["conname"]}"')

@@ -7,6 +7,7 @@ from libs.common.database import Connection, Record
 from libs.common.events.gateway import EntitlementsChanged
 from libs.common.plans import Plans
 from services.metering.accounts.domain import Account
+from services.metering.columns import joined
 from services.metering.domain import Period
 
 Threshold = tuple[str, str, datetime, int]
@@ -20,15 +21,15 @@ async def find_accounts(conn: Connection, plans: Plans, user_ids: Sequence[str])
     """
     rows = await conn.fetch(
         """
-        SELECT array_agg(user_id) AS user_ids, tier, status, features, erased_as, has_grants, now() AS read_at,
+        SELECT string_agg(user_id, ',') AS user_ids, tier, status, features, erased_as, has_grants, now() AS read_at,
             coalesce(period_start, metering.period_start(now())) AS period_start,
             coalesce(period_end, metering.period_end(now())) AS period_end
         FROM (
             SELECT u.user_id, coalesce(e.tier, 'free') AS tier, coalesce(e.status, 'active') AS status,
                 nullif(e.features, '{}') AS features, e.erased_as, own.period_start, own.period_end,
                 EXISTS (SELECT FROM metering.grants AS g WHERE g.user_id = u.user_id) AS has_grants
-            -- In a sub-SELECT the planner does not see how long the array is, and keeps one plan for all batches.
-            FROM unnest((SELECT $1::text[])) AS u(user_id)
+            -- In a sub-SELECT the planner does not see how many there are, and keeps one plan for all batches.
+            FROM unnest(string_to_array((SELECT $1::text), ',')) AS u(user_id)
             LEFT JOIN metering.entitlements AS e ON e.user_id = u.user_id
             LEFT JOIN LATERAL (
                 -- OFFSET keeps the tier in here: as a condition of the join it is asked after the function was called.
@@ -38,10 +39,12 @@ async def find_accounts(conn: Connection, plans: Plans, user_ids: Sequence[str])
         ) AS account
         GROUP BY tier, status, features, erased_as, has_grants, account.period_start, account.period_end
         """,
-        list(user_ids),
+        joined(user_ids),
         plans.tiers_by_subscription,
     )
-    return {user_id: account for row in rows for account in (account_of(row),) for user_id in row["user_ids"]}
+    return {
+        user_id: account for row in rows for account in (account_of(row),) for user_id in row["user_ids"].split(",")
+    }
 
 
 async def get_account(conn: Connection, plans: Plans, user_id: str) -> Account:

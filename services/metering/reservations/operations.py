@@ -8,7 +8,7 @@ from libs.common.errors import VentureError
 from libs.common.plans import Plans
 from services.metering import domain
 from services.metering.accounts.domain import Account
-from services.metering.domain import Ask, Hold, QuotaExceeded, Tally, Usage
+from services.metering.domain import Ask, Hold, Period, QuotaExceeded, Tally, Usage
 from services.metering.operations import not_entitled
 from services.metering.queries import Counter, Taking
 from services.metering.reservations import queries
@@ -28,21 +28,21 @@ async def reserve_at_once(
     too, so an entitlement, a grant or an erasure that commits between reading and taking is too late for either.
     """
     verdicts: dict[UUID, Hold | VentureError] = {}
-    plain: list[Ask] = []
+    plain: list[tuple[Ask, Period]] = []
     for ask in asks:
         account = known[ask.user_id]
         if (refusal := not_entitled(plans, account, ask)) is not None:
             verdicts[ask.hold_id] = refusal
         elif not account.has_grants:
-            plain.append(ask)
+            plain.append((ask, account.period))
     if not plain:
         return verdicts
-    wanted = wanted_by(plain, known)
-    takings = takings_of(plans, wanted)
-    taken = await queries.insert_holds_with_quota(
-        conn, [(one, ask.period) for one, ask in zip(plain, wanted, strict=True)], takings
-    )
-    return verdicts if taken is None else {**verdicts, **taken.holds, **_refusals(wanted, takings, taken)}
+    takings = takings_of(plans, plain, known)
+    taken = await queries.insert_holds_with_quota(conn, plain, takings)
+    if taken is None:
+        return verdicts
+    refusals = _refusals(wanted_by([ask for ask, _ in plain], known), takings, taken) if taken.short else {}
+    return {**verdicts, **taken.holds, **refusals}
 
 
 def _refusals(wanted: Sequence[Wanted], takings: Mapping[Counter, Taking], taken: Taken) -> dict[UUID, QuotaExceeded]:

@@ -3,7 +3,6 @@
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -22,7 +21,7 @@ from services.metering.desk import HoldDesk
 from services.metering.domain import Amounts, Ask, Hold, Period, QuotaExceeded
 from services.metering.reservations.operations import reserve_at_once
 from services.metering.reservations.queries import insert_holds_with_quota
-from services.metering.taking import takings_of, wanted_by
+from services.metering.taking import takings_of
 from tests.harness.database import TestDatabase
 from tests.harness.patience import eventually
 from tests.integration.metering.accounts import (
@@ -246,7 +245,7 @@ async def test_a_period_that_is_over_is_nothing_to_hold_in(test_database: TestDa
         async with database.transaction() as conn:
             now = await get_account(conn, PLAN, ask.user_id)
         over = Period(start=now.read_at - timedelta(days=30), end=now.read_at)
-        takings = takings_of(PLAN, wanted_by([ask], {ask.user_id: replace(now, period=over)}))
+        takings = takings_of(PLAN, [(ask, over)], {ask.user_id: now})
         async with database.statement() as conn:
             taken = await insert_holds_with_quota(conn, [(ask, over)], takings)
     assert taken is not None
