@@ -1,10 +1,11 @@
 """HTTP at the edge of every service: request ids, traces, metrics, one log line a request, and problem+json errors."""
 
+import asyncio
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Any, Final, NamedTuple, cast
 
 import orjson
 import structlog
@@ -159,27 +160,36 @@ class Edge:
                 if current.is_recording():
                     current.update_name(f"{scope['method']} {route}")
                     current.set_attribute("http.response.status_code", exchange.status)
-                self._account(route, scope["method"], exchange, began_s=exchange.answered_at - started, headers=headers)
-                log_request(
+                done = _Done(
                     method=scope["method"],
                     route=route,
                     status=exchange.status,
-                    duration_ms=round(elapsed_s * 1000, 2),
-                    request_id=shown_id,
+                    began_s=exchange.answered_at - started,
+                    elapsed_s=elapsed_s,
+                    is_patient=b"prefer" in headers,
+                    shown_id=shown_id,
                     trace_id=trace_id_of(current),
                 )
+                # The answer leaves at the end of the loop's turn, and this comes after it: in calm hours its code has
+                # left the processor's caches, and was 0.2 ms of the slowest twentieth of reads.
+                asyncio.get_running_loop().call_soon(self._account, done)
 
-    def _account(
-        self, route: str, method: str, exchange: "_Exchange", *, began_s: float, headers: Mapping[bytes, bytes]
-    ) -> None:
-        is_patient = b"prefer" in headers
-        named = f"{route} wait" if is_patient else route
-        key = (named, method, exchange.status)
+    def _account(self, done: "_Done") -> None:
+        named = f"{done.route} wait" if done.is_patient else done.route
+        key = (named, done.method, done.status)
         timer = self._timers.get(key)
         if timer is None:  # looked up once: finding a metric by its labels costs more than counting in it
-            timer = self._timers[key] = REQUESTS.labels(self._service, named, method, str(exchange.status))
-        timer.observe(began_s)
-        self._traffic.record(route=route, status=exchange.status, elapsed_s=began_s, is_patient=is_patient)
+            timer = self._timers[key] = REQUESTS.labels(self._service, named, done.method, str(done.status))
+        timer.observe(done.began_s)
+        self._traffic.record(route=done.route, status=done.status, elapsed_s=done.began_s, is_patient=done.is_patient)
+        log_request(
+            method=done.method,
+            route=done.route,
+            status=done.status,
+            duration_ms=round(done.elapsed_s * 1000, 2),
+            request_id=done.shown_id,
+            trace_id=done.trace_id,
+        )
 
     async def _run(self, scope: Scope, receive: Receive, exchange: "_Exchange", headers: Mapping[bytes, bytes]) -> None:
         try:
@@ -198,6 +208,19 @@ class Edge:
     def _check_length(self, length: bytes) -> None:
         if not length.isdigit() or int(length) > self._max_body_bytes:
             raise TooLarge(f"The body is larger than {self._max_body_bytes} bytes.")
+
+
+class _Done(NamedTuple):
+    """An answered request, as metrics and the log know it. `began_s`: until its answer began."""
+
+    method: str
+    route: str
+    status: int
+    began_s: float
+    elapsed_s: float
+    is_patient: bool
+    shown_id: str
+    trace_id: str | None
 
 
 def has_header(scope: Scope, name: bytes) -> bool:

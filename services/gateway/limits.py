@@ -165,7 +165,8 @@ class RateLimiter:
         self._local = LocalLimiter()
         self._redis_back_at = 0.0
         self._asks: deque[_Ask] = deque()
-        self._worker: asyncio.Task[None] | None = None
+        self._is_at_work = False
+        self._next: asyncio.Task[None] | None = None
 
     async def take(self, subject: str, limit: Limit) -> Verdict:
         key = _key_of(limit.name, subject)
@@ -173,24 +174,37 @@ class RateLimiter:
             return self._local.take(key, limit)
         ask = _Ask(key=key, limit=limit, answer=asyncio.get_running_loop().create_future())
         self._asks.append(ask)
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work())
+        if not self._is_at_work:
+            self._is_at_work = True
+            await self._ask_for_all()
         return await ask.answer
 
-    async def _work(self) -> None:
-        """Answer what is asked until nothing is: what arrives meanwhile is the next batch."""
-        while self._asks:
+    async def _ask_for_all(self) -> None:
+        """Who finds nobody at it asks for all who come in this turn of the loop; what comes later is the next batch.
+
+        A task for it would be one more turn of the loop for who asks alone.
+        """
+        batch: list[_Ask] = []
+        rows: Sequence[Any] | None = None
+        try:
+            await asyncio.sleep(0)
             batch = [self._asks.popleft() for _ in range(min(len(self._asks), _BATCH))]
             rows = await self._ask_redis(batch)
-            for ask, row in zip(batch, rows or [None] * len(batch), strict=True):
-                if ask.answer.done():  # its request was given up meanwhile
-                    continue
-                if row is None:
-                    ask.answer.set_result(self._local.take(ask.key, ask.limit))
-                else:
-                    allowed, over_us, until_empty_us = row
-                    verdict = judge(ask.limit, allowed=bool(allowed), over_us=over_us, until_empty_us=until_empty_us)
-                    ask.answer.set_result(verdict)
+        finally:  # in any case: the others depend on it
+            self._tell(batch, rows)
+            self._next = asyncio.create_task(self._ask_for_all()) if self._asks else None
+            self._is_at_work = self._next is not None
+
+    def _tell(self, batch: Sequence[_Ask], rows: Sequence[Any] | None) -> None:
+        for ask, row in zip(batch, rows or [None] * len(batch), strict=True):
+            if ask.answer.done():  # its request was given up meanwhile
+                continue
+            if row is None:
+                ask.answer.set_result(self._local.take(ask.key, ask.limit))
+            else:
+                allowed, over_us, until_empty_us = row
+                verdict = judge(ask.limit, allowed=bool(allowed), over_us=over_us, until_empty_us=until_empty_us)
+                ask.answer.set_result(verdict)
 
     async def _ask_redis(self, batch: Sequence[_Ask]) -> Sequence[Any] | None:
         """The script's answers in order, None if Redis did not answer in time."""

@@ -92,6 +92,10 @@ class _Live:
     upstreams: Mapping[Name, Upstream]
     queues: QueueDesk
 
+    @property
+    def loops(self) -> tuple[Loop, ...]:
+        return self.switches.run, self.feed.run, self.heads.run, self.run_heads.run, self.limited.run
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _SignIn:
@@ -140,12 +144,9 @@ async def build(settings: Settings, *, clock: Clock = system_clock) -> AsyncGene
             health_app=backbone.health_app(checks),
             common_loops=(
                 *backbone.common_loops,
-                live.switches.run,
-                live.feed.run,
-                live.heads.run,
-                live.run_heads.run,
-                live.limited.run,
+                *live.loops,
                 console.traffic.run,
+                *(() if sign_in.keep_in_step else (access.standings.run,)),
             ),
             worker_loops=(
                 *backbone.worker_loops,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from libs.common.database import Connection
+from libs.common.database import Connection, Record
 from libs.common.events.billing import SubscriptionChanged
 
 
@@ -61,17 +61,18 @@ async def update_profile(conn: Connection, user_id: UUID, changes: Mapping[str, 
     )
 
 
-async def find_standing(conn: Connection, user_id: UUID) -> dict[str, Any] | None:
-    row = await conn.fetchrow(
+async def list_standings(conn: Connection, user_ids: Sequence[UUID]) -> dict[UUID, Record]:
+    """Whoever is not among them has no account."""
+    rows = await conn.fetch(
         """
-        SELECT p.subscription_tier, p.premium_features, u.raw_app_meta_data,
+        SELECT u.id, p.subscription_tier, p.premium_features, u.raw_app_meta_data,
                coalesce(u.banned_until > now(), false) AS is_banned
         FROM auth.users u JOIN public.user_profiles p ON p.user_id = u.id
-        WHERE u.id = $1 AND u.deleted_at IS NULL
+        WHERE u.id = ANY($1) AND u.deleted_at IS NULL
         """,
-        user_id,
+        user_ids,
     )
-    return dict(row) if row is not None else None
+    return {row["id"]: row for row in rows}
 
 
 async def delete_user(conn: Connection, user_id: UUID) -> bool:

@@ -17,9 +17,10 @@ async def test_a_broken_connection_costs_one_command(place: Place) -> None:
         line = Line(client)
         number = await line.ask("CLIENT", "ID")
         assert await line.ask("CLIENT", "ID") == number
+        under_way = asyncio.create_task(line.ask("BLPOP", "nothing-comes-here", 30))
         await Line(other).ask("CLIENT", "KILL", "ID", number)
         with pytest.raises(RedisError):
-            await line.ask("PING")
+            await under_way
         assert await line.ask("PING") == b"PONG"
         assert await line.ask("CLIENT", "ID") != number
 

@@ -35,6 +35,19 @@ async def test_two_replicas_share_one_limit_to_the_request(place: Place) -> None
     assert all(verdict.retry_after_s >= 1 for verdict in verdicts if not verdict.allowed)
 
 
+async def test_whoever_goes_away_leaves_the_others_their_verdicts(place: Place) -> None:
+    limit = Limit(name="crowd", max_requests=LIMIT, window_ms=900_000)
+    async with redis.connect(place.redis_url, name="one", socket_timeout_s=None) as client:
+        limiter = RateLimiter(client)
+        await limiter.take("someone", limit)
+        for _ in range(10):
+            first, *others = (asyncio.create_task(limiter.take("someone", limit)) for _ in range(5))
+            await asyncio.wait({first}, timeout=0)
+            first.cancel()  # in the middle of asking for all of them
+            async with asyncio.timeout(5):
+                assert all(verdict.allowed for verdict in await asyncio.gather(*others))
+
+
 async def test_who_asks_too_often_is_told_when_to_come_again(place: Place) -> None:
     settings = gateway_settings(place, rate_limit_max_requests=3)
     async with run_service(build(settings)) as replica:
