@@ -1,5 +1,6 @@
 """What a run's prompt is made of: what came with its lease, and the atoms, which all runs share."""
 
+import asyncio
 import time
 from typing import Final
 
@@ -19,13 +20,19 @@ class AtomShelf:
         self._database = database
         self._atoms: list[Atom] = []
         self._read_at = float("-inf")
+        self._one_reads = asyncio.Lock()
 
     async def atoms(self) -> list[Atom]:
-        if time.monotonic() - self._read_at > KEPT_S:
-            async with self._database.transaction() as conn:
-                self._atoms = await prompt_queries.list_atoms(conn)
-            self._read_at = time.monotonic()
+        if self._is_old():
+            async with self._one_reads:
+                if self._is_old():
+                    async with self._database.statement() as conn:
+                        self._atoms = await prompt_queries.list_atoms(conn)
+                    self._read_at = time.monotonic()
         return self._atoms
+
+    def _is_old(self) -> bool:
+        return time.monotonic() - self._read_at > KEPT_S
 
 
 def prompt_of(run: LeasedRun, atoms: list[Atom]) -> Prompt:
