@@ -17,7 +17,7 @@ from services.agents.runs.domain import Usage
 
 PIECE_CHARS: Final = 400
 """Each piece wakes its run, and the longer all of them take together, the more rows of deltas are written meanwhile."""
-PIECE_PAUSE_S: Final = 0.004
+PIECE_PAUSE_MS: Final = 4
 _TITLE_CHARS: Final = 140
 _HIGH: Final = 67
 _MIN_WORD: Final = 4
@@ -93,8 +93,17 @@ class OfflineModel:
         text = cut_to_tokens(compose_plan(prompt) if is_plan else compose(prompt), max_output_tokens)
         for start in range(0, len(text), PIECE_CHARS):
             yield TextDelta(text=text[start : start + PIECE_CHARS])
-            await asyncio.sleep(PIECE_PAUSE_S)
+            await _next_beat()
         yield UsageReport(usage=Usage(input_tokens=prompt.input_tokens, output_tokens=count_tokens(text)))
+
+
+async def _next_beat() -> None:
+    """Pause until the next multiple of four milliseconds, the same for all answers of a process.
+
+    Answers that are composed side by side so end in one moment, and their ends are written in one statement.
+    """
+    now_ms = round(asyncio.get_running_loop().time() * 1000)
+    await asyncio.sleep((PIECE_PAUSE_MS - now_ms % PIECE_PAUSE_MS) / 1000)
 
 
 def compose_plan(prompt: Prompt) -> str:
