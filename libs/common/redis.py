@@ -16,7 +16,7 @@ RedisError = redis.asyncio.RedisError
 NoScriptError = redis.exceptions.NoScriptError
 Redis = redis.asyncio.Redis
 # Its own types know commands of one word only.
-_pack: Final = cast("Callable[[tuple[str | int, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
+_pack: Final = cast("Callable[[tuple[str | bytes | int, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
 
 
 @asynccontextmanager
@@ -51,7 +51,7 @@ class Line:
         self._pool = client.connection_pool
         self._connection: AbstractConnection | None = None
 
-    async def ask(self, *command: str | int) -> Any:
+    async def ask(self, *command: str | bytes | int) -> Any:
         """The answer, for one at a time. Raises RedisError; what broke the connection lets the next command mend it."""
         if self._connection is None:
             self._connection = await self._pool.get_connection()

@@ -110,7 +110,7 @@ def compose_plan(prompt: Prompt) -> str:
     """The structured answer of an orchestrator."""
     steps = [
         {"title": action[:_TITLE_CHARS], "detail": f"Done when {done}.", "agent_type": "suggestion"}
-        for action, done in _steps(prompt.ingredients)
+        for action, done in _steps(prompt.ingredients, topics_of(prompt.ingredients.task))
     ]
     summary = f"{_title(prompt.ingredients.task)} (composed offline, without a language model)"
     plan = {
@@ -125,7 +125,8 @@ def compose_plan(prompt: Prompt) -> str:
 def compose(prompt: Prompt) -> str:
     """The whole answer: summary, steps, risks, checklist."""
     ingredients = prompt.ingredients
-    steps = _steps(ingredients)
+    topics = topics_of(ingredients.task)
+    steps = _steps(ingredients, topics)
     return "\n".join(
         [
             f"# {_title(ingredients.task)}",
@@ -134,7 +135,7 @@ def compose(prompt: Prompt) -> str:
             "",
             "## Summary",
             "",
-            *_summary(prompt),
+            *_summary(prompt, topics),
             "",
             "## Steps",
             "",
@@ -175,12 +176,12 @@ def _title(task: str) -> str:
     return first if len(first) <= _TITLE_CHARS else f"{first[: _TITLE_CHARS - 1].rstrip()}…"
 
 
-def _steps(ingredients: Ingredients) -> list[Step]:
+def _steps(ingredients: Ingredients, topics: Sequence[str]) -> list[Step]:
     profile = ingredients.profile
     stack = profile.get("stack")
     names = ", ".join(map(str, stack)) if isinstance(stack, list | tuple) else str(stack or "")  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     words = {
-        "topic": next(iter(topics_of(ingredients.task)), "this"),
+        "topic": next(iter(topics), "this"),
         "kpi": str(profile.get("kpi_focus") or _default_kpi(ingredients)),
         "stack": f", with what you have ({names})" if names else "",
     }
@@ -197,11 +198,10 @@ def _default_kpi(ingredients: Ingredients) -> str:
     return "paid revenue" if ingredients.vibe.revenue_focus >= _HIGH else "weekly returning users"
 
 
-def _summary(prompt: Prompt) -> list[str]:
+def _summary(prompt: Prompt, topics: Sequence[str]) -> list[str]:
     ingredients = prompt.ingredients
-    topics = ", ".join(topics_of(ingredients.task)) or "the task as stated"
     company = str(ingredients.profile.get("company_context") or "").strip()
-    lines = [f"The task turns on **{topics}**."]
+    lines = [f"The task turns on **{', '.join(topics) or 'the task as stated'}**."]
     if company:
         lines.append(f"For {company.rstrip('.')}, the first useful result should be visible within a week.")
     lines += [f"{atom.body}" for atom in prompt.atoms if atom.category in {"perspective", "phase"}]

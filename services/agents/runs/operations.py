@@ -7,8 +7,6 @@ from uuid import UUID
 from libs.common.database import Connection
 from libs.common.events.agents import RunFinished
 from libs.common.telemetry import current_traceparent
-from services.agents.prompts import queries as prompt_queries
-from services.agents.prompts.domain import Vibe
 from services.agents.runs import feedback_queries, lease_queries, queries
 from services.agents.runs.domain import (
     Ending,
@@ -32,13 +30,9 @@ async def accept_runs(conn: Connection, runs: Sequence[NewRun]) -> set[UUID]:
     Of a run that is known or whose user is gone nothing is written. The sliders are settled here, the user's own under
     the run's: a second attempt must not find others.
     """
-    user_ids = {run.user_id for run in runs}
-    there = await user_queries.hold_users(conn, user_ids)
-    vibes = await prompt_queries.find_vibes(conn, user_ids)
+    vibes = await user_queries.hold_users(conn, {run.user_id for run in runs})
     accepted = [
-        replace(run, vibe=vibes.get(run.user_id, Vibe()).overridden_by(run.vibe).as_dict())
-        for run in runs
-        if run.user_id in there
+        replace(run, vibe=vibes[run.user_id].overridden_by(run.vibe).as_dict()) for run in runs if run.user_id in vibes
     ]
     return await queries.insert_runs(conn, accepted) if accepted else set()
 
