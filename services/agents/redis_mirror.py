@@ -15,7 +15,7 @@ from uuid import UUID
 import orjson
 import structlog
 
-from libs.common.redis import Line, Redis, RedisError
+from libs.common.redis import SOCKET_TIMEOUT_S, Line, Redis, RedisError
 from services.agents.runs.domain import Run, RunEvent
 from services.agents.runs.rendering import render_run
 
@@ -62,7 +62,8 @@ class RedisMirror:
 
     async def _send(self, batch: Sequence[tuple[str, bytes]]) -> None:
         try:
-            await self._redis.ask("EVAL", _PUBLISH_ALL, 0, *(part for message in batch for part in message))
+            async with asyncio.timeout(SOCKET_TIMEOUT_S):
+                await self._redis.ask("EVAL", _PUBLISH_ALL, 0, *(part for message in batch for part in message))
         except (RedisError, OSError, TimeoutError) as error:
             if self._is_up:
                 log.warning("live_mirror_away", error=type(error).__name__)
