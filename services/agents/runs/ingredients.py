@@ -20,19 +20,20 @@ class AtomShelf:
         self._database = database
         self._atoms: list[Atom] = []
         self._read_at = float("-inf")
-        self._one_reads = asyncio.Lock()
+        self._reading: asyncio.Task[None] | None = None
 
     async def atoms(self) -> list[Atom]:
-        if self._is_old():
-            async with self._one_reads:
-                if self._is_old():
-                    async with self._database.statement() as conn:
-                        self._atoms = await prompt_queries.list_atoms(conn)
-                    self._read_at = time.monotonic()
+        """One reads for all who come meanwhile: each for itself, they opened every connection of the pool at once."""
+        if time.monotonic() - self._read_at > KEPT_S:
+            if self._reading is None or self._reading.done():
+                self._reading = asyncio.create_task(self._read())
+            await asyncio.shield(self._reading)
         return self._atoms
 
-    def _is_old(self) -> bool:
-        return time.monotonic() - self._read_at > KEPT_S
+    async def _read(self) -> None:
+        async with self._database.statement() as conn:
+            self._atoms = await prompt_queries.list_atoms(conn)
+        self._read_at = time.monotonic()
 
 
 def prompt_of(run: LeasedRun, atoms: list[Atom]) -> Prompt:
