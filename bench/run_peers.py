@@ -1,8 +1,9 @@
 """Runs from the request to the finished answer a second, beside a server that keeps them in memory: `make bench-runs`.
 
 Ours: `POST /v1/runs` with `Prefer: wait`, the offline model, everything durable: hold, row, events, charge. Theirs: a
-graph of one node in LangGraph's in-memory server, `POST /runs/wait`, nothing stored beyond the process. `runs` beside
-this measures the run engine alone: rate, fairness, memory.
+graph of one node in LangGraph's in-memory server, `POST /runs/wait`, nothing stored beyond the process; its answer is
+as long as ours, 1,500 characters, though nothing composes it. `runs` beside this measures the run engine alone: rate,
+fairness, memory.
 """
 
 import itertools

@@ -114,6 +114,19 @@ async def add_traced_of(
     return rows
 
 
+async def add_of_rows(
+    conn: Connection, event: type[Event], statement: LiteralString, told: LiteralString, *args: Any
+) -> list[Record]:
+    """The same where the statement itself finds out whom it does something to: each row of `done` becomes an event.
+
+    `done` returns `subject`, `data` and `traceparent` of each; all are of one type. The parameters are numbered from
+    $2.
+    """
+    rows = await conn.fetch(f"{statement}, added AS ({_INSERT_DONE}) {told}", event.type, *args)
+    conn.wrote_outbox = conn.wrote_outbox or bool(rows)
+    return rows
+
+
 _INSERT: Final = """
     INSERT INTO outbox (id, type, subject, data, traceparent)
     SELECT id, type, subject, data, traceparent
@@ -121,6 +134,14 @@ _INSERT: Final = """
         WITH ORDINALITY AS event(id, type, subject, data, traceparent, place)
     """
 _IF_DONE: Final = "WHERE place IN (SELECT place FROM done)"
+# A UUIDv7 as `new_id` makes it: the time in its first 48 bits, and version 7 in place of 4.
+_INSERT_DONE: Final = """
+    INSERT INTO outbox (id, type, subject, data, traceparent)
+    SELECT encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) PLACING substring(
+            int8send(floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3
+        ) FROM 1 FOR 6), 52, 1), 53, 1), 'hex')::uuid, $1, subject, data, traceparent
+    FROM done
+    """
 
 
 def _columns(events: Sequence[tuple[Event, str | None]]) -> Sequence[list[Any]]:

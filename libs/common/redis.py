@@ -17,7 +17,7 @@ RedisError = redis.asyncio.RedisError
 NoScriptError = redis.exceptions.NoScriptError
 Redis = redis.asyncio.Redis
 # Its own types know commands of one word only.
-_pack: Final = cast("Callable[[tuple[str | int, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
+_pack: Final = cast("Callable[[tuple[str | bytes | int, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
 
 _NOTHING: Final = object()
 
@@ -56,7 +56,7 @@ class Line:
         self._connection: AbstractConnection | None = None
         self._wire: _Wire | None = None
 
-    async def ask(self, *command: str | int) -> Any:
+    async def ask(self, *command: str | bytes | int) -> Any:
         """The answer, for one at a time. Raises RedisError; what broke the connection lets the next command mend it."""
         wire = self._wire
         if wire is None or not wire.is_open:

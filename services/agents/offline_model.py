@@ -17,7 +17,7 @@ from services.agents.runs.domain import Usage
 
 PIECE_CHARS: Final = 400
 """Each piece wakes its run, and the longer all of them take together, the more rows of deltas are written meanwhile."""
-PIECE_PAUSE_S: Final = 0.004
+PIECE_PAUSE_MS: Final = 4
 _TITLE_CHARS: Final = 140
 _HIGH: Final = 67
 _MIN_WORD: Final = 4
@@ -93,15 +93,24 @@ class OfflineModel:
         text = cut_to_tokens(compose_plan(prompt) if is_plan else compose(prompt), max_output_tokens)
         for start in range(0, len(text), PIECE_CHARS):
             yield TextDelta(text=text[start : start + PIECE_CHARS])
-            await asyncio.sleep(PIECE_PAUSE_S)
+            await _next_beat()
         yield UsageReport(usage=Usage(input_tokens=prompt.input_tokens, output_tokens=count_tokens(text)))
+
+
+async def _next_beat() -> None:
+    """Pause until the next multiple of four milliseconds, the same for all answers of a process.
+
+    Answers that are composed side by side so end in one moment, and their ends are written in one statement.
+    """
+    now_ms = round(asyncio.get_running_loop().time() * 1000)
+    await asyncio.sleep((PIECE_PAUSE_MS - now_ms % PIECE_PAUSE_MS) / 1000)
 
 
 def compose_plan(prompt: Prompt) -> str:
     """The structured answer of an orchestrator."""
     steps = [
         {"title": action[:_TITLE_CHARS], "detail": f"Done when {done}.", "agent_type": "suggestion"}
-        for action, done in _steps(prompt.ingredients)
+        for action, done in _steps(prompt.ingredients, topics_of(prompt.ingredients.task))
     ]
     summary = f"{_title(prompt.ingredients.task)} (composed offline, without a language model)"
     plan = {
@@ -116,7 +125,8 @@ def compose_plan(prompt: Prompt) -> str:
 def compose(prompt: Prompt) -> str:
     """The whole answer: summary, steps, risks, checklist."""
     ingredients = prompt.ingredients
-    steps = _steps(ingredients)
+    topics = topics_of(ingredients.task)
+    steps = _steps(ingredients, topics)
     return "\n".join(
         [
             f"# {_title(ingredients.task)}",
@@ -125,7 +135,7 @@ def compose(prompt: Prompt) -> str:
             "",
             "## Summary",
             "",
-            *_summary(prompt),
+            *_summary(prompt, topics),
             "",
             "## Steps",
             "",
@@ -166,12 +176,12 @@ def _title(task: str) -> str:
     return first if len(first) <= _TITLE_CHARS else f"{first[: _TITLE_CHARS - 1].rstrip()}…"
 
 
-def _steps(ingredients: Ingredients) -> list[Step]:
+def _steps(ingredients: Ingredients, topics: Sequence[str]) -> list[Step]:
     profile = ingredients.profile
     stack = profile.get("stack")
     names = ", ".join(map(str, stack)) if isinstance(stack, list | tuple) else str(stack or "")  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     words = {
-        "topic": next(iter(topics_of(ingredients.task)), "this"),
+        "topic": next(iter(topics), "this"),
         "kpi": str(profile.get("kpi_focus") or _default_kpi(ingredients)),
         "stack": f", with what you have ({names})" if names else "",
     }
@@ -188,11 +198,10 @@ def _default_kpi(ingredients: Ingredients) -> str:
     return "paid revenue" if ingredients.vibe.revenue_focus >= _HIGH else "weekly returning users"
 
 
-def _summary(prompt: Prompt) -> list[str]:
+def _summary(prompt: Prompt, topics: Sequence[str]) -> list[str]:
     ingredients = prompt.ingredients
-    topics = ", ".join(topics_of(ingredients.task)) or "the task as stated"
     company = str(ingredients.profile.get("company_context") or "").strip()
-    lines = [f"The task turns on **{topics}**."]
+    lines = [f"The task turns on **{', '.join(topics) or 'the task as stated'}**."]
     if company:
         lines.append(f"For {company.rstrip('.')}, the first useful result should be visible within a week.")
     lines += [f"{atom.body}" for atom in prompt.atoms if atom.category in {"perspective", "phase"}]

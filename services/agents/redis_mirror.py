@@ -7,6 +7,7 @@ Nobody ever waits for Redis here: events are queued and sent by a loop of their 
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
@@ -14,7 +15,7 @@ from uuid import UUID
 import orjson
 import structlog
 
-from libs.common.redis import Redis, RedisError
+from libs.common.redis import SOCKET_TIMEOUT_S, Line, Redis, RedisError
 from services.agents.runs.domain import Run, RunEvent
 from services.agents.runs.rendering import render_run
 
@@ -23,12 +24,16 @@ log = structlog.get_logger(__name__)
 MAX_WAITING: Final = 10_000
 BATCH_SIZE: Final = 200
 PAUSE_WHEN_AWAY_S: Final = 0.5
+_PUBLISH_ALL: Final = "for i = 1, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end"
+"""One command and one answer for all that waits: an answer each took the client more than the sending."""
 
 
 class RedisMirror:
     def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-        self._waiting: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(MAX_WAITING)
+        self._redis = Line(redis)
+        self._waiting: deque[tuple[str, bytes]] = deque(maxlen=MAX_WAITING)
+        """Where it is full the oldest goes: readers have most likely found it in the table."""
+        self._is_asked = asyncio.Event()
         self._is_up = True
 
     @property
@@ -36,39 +41,35 @@ class RedisMirror:
         return self._is_up
 
     def offer(self, run_id: UUID, events: Sequence[RunEvent], *, ended: Run | None = None) -> None:
+        channel = f"run:{run_id}"
         for event in events:
             # Keys in order, as in the table's pages: the same bytes live and replayed (jsonb keeps no order).
             body = orjson.dumps(
                 {"seq": event.seq, "type": event.type, "data": dict(event.data)}, option=orjson.OPT_SORT_KEYS
             )
-            self._put(f"run:{run_id}", body)
+            self._waiting.append((channel, body))
             if event.is_terminal:
-                self._put(f"run-end:{run_id}", orjson.dumps(render_run(ended)) if ended is not None else b"")
-
-    def _put(self, channel: str, body: bytes) -> None:
-        if self._waiting.full():
-            self._waiting.get_nowait()  # the oldest goes: readers have most likely found it in the table
-        self._waiting.put_nowait((channel, body))
+                whole = orjson.dumps(render_run(ended)) if ended is not None else b""
+                self._waiting.append((f"run-end:{run_id}", whole))
+        self._is_asked.set()
 
     async def run(self) -> None:
         while True:
-            batch = [await self._waiting.get()]
-            while not self._waiting.empty() and len(batch) < BATCH_SIZE:
-                batch.append(self._waiting.get_nowait())
-            try:
-                await self._publish(batch)
-            except (RedisError, OSError, TimeoutError) as error:
-                if self._is_up:
-                    log.warning("live_mirror_away", error=type(error).__name__)
-                self._is_up = False
-                await asyncio.sleep(PAUSE_WHEN_AWAY_S)
-            else:
-                if not self._is_up:
-                    log.info("live_mirror_back")
-                self._is_up = True
+            await self._is_asked.wait()
+            self._is_asked.clear()
+            while self._waiting:
+                await self._send([self._waiting.popleft() for _ in range(min(BATCH_SIZE, len(self._waiting)))])
 
-    async def _publish(self, batch: Sequence[tuple[str, bytes]]) -> None:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for channel, body in batch:
-                pipe.publish(channel, body)  # pyright: ignore[reportUnknownMemberType] - its **kwargs are untyped
-            await pipe.execute()
+    async def _send(self, batch: Sequence[tuple[str, bytes]]) -> None:
+        try:
+            async with asyncio.timeout(SOCKET_TIMEOUT_S):
+                await self._redis.ask("EVAL", _PUBLISH_ALL, 0, *(part for message in batch for part in message))
+        except (RedisError, OSError, TimeoutError) as error:
+            if self._is_up:
+                log.warning("live_mirror_away", error=type(error).__name__)
+            self._is_up = False
+            await asyncio.sleep(PAUSE_WHEN_AWAY_S)
+        else:
+            if not self._is_up:
+                log.info("live_mirror_back")
+            self._is_up = True

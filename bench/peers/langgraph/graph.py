@@ -1,8 +1,12 @@
-"""A graph of one node that answers as an offline model does: at once, with a sentence or two."""
+"""A graph of one node that answers as an offline model does: at once, with a text as long as that of ours."""
 
-from typing import TypedDict
+from typing import Final, TypedDict
 
 from langgraph.graph import END, START, StateGraph
+
+ANSWER_CHARS: Final = 1_500
+_ADVICE: Final = " Talk to ten customers this week, write down what they say, and change one thing. " * 20
+"""Composed once; ours is composed anew for each run."""
 
 
 class State(TypedDict):
@@ -11,7 +15,7 @@ class State(TypedDict):
 
 
 async def answer(state: State) -> dict[str, str]:
-    return {"output": f"About {state['task']}: talk to ten customers this week, write down what they say."}
+    return {"output": f"About {state['task']}:{_ADVICE}"[:ANSWER_CHARS]}
 
 
 builder = StateGraph(State)

@@ -1,7 +1,5 @@
 """All SQL on prompt atoms and vibe configurations."""
 
-from collections.abc import Collection
-
 from libs.common.database import Connection
 from services.agents.prompts.domain import Atom, Vibe
 
@@ -37,26 +35,10 @@ async def list_atoms(conn: Connection) -> list[Atom]:
 
 
 async def find_vibe(conn: Connection, user_id: str) -> Vibe | None:
-    return (await find_vibes(conn, [user_id])).get(user_id)
-
-
-async def find_vibes(conn: Connection, user_ids: Collection[str]) -> dict[str, Vibe]:
-    """By user; who has none is left out."""
-    rows = await conn.fetch(
-        """
-        SELECT user_id, playfulness, revenue_focus, investor_perspective
-        FROM public.vibe_configs WHERE user_id = ANY($1)
-        """,
-        list(user_ids),
+    row = await conn.fetchrow(
+        "SELECT playfulness, revenue_focus, investor_perspective FROM public.vibe_configs WHERE user_id = $1", user_id
     )
-    return {
-        row["user_id"]: Vibe(
-            playfulness=row["playfulness"],
-            revenue_focus=row["revenue_focus"],
-            investor_perspective=row["investor_perspective"],
-        )
-        for row in rows
-    }
+    return Vibe(**dict(row)) if row else None
 
 
 async def insert_default_vibe(conn: Connection, user_id: str) -> None:

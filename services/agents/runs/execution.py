@@ -262,8 +262,9 @@ class Execution:
                     until = min(deadline, self._heard_at + self._patience_s, self._transcript.due_at)
                     await self._sleep(until=until)
         finally:
-            # Ends the model's work at once: the generator is closed where it stands.
-            await end([listening], patience_s=1)
+            if not listening.done():
+                # Ends the model's work at once: the generator is closed where it stands.
+                await end([listening], patience_s=1)
             if not listening.cancelled():
                 listening.exception()  # whatever it was, the run has its end: nobody else has to hear of it
 

@@ -1,5 +1,6 @@
 """What a run's prompt is made of: what came with its lease, and the atoms, which all runs share."""
 
+import asyncio
 import time
 from typing import Final
 
@@ -19,13 +20,20 @@ class AtomShelf:
         self._database = database
         self._atoms: list[Atom] = []
         self._read_at = float("-inf")
+        self._reading: asyncio.Task[None] | None = None
 
     async def atoms(self) -> list[Atom]:
+        """One reads for all who come meanwhile: each for itself, they opened every connection of the pool at once."""
         if time.monotonic() - self._read_at > KEPT_S:
-            async with self._database.transaction() as conn:
-                self._atoms = await prompt_queries.list_atoms(conn)
-            self._read_at = time.monotonic()
+            if self._reading is None or self._reading.done():
+                self._reading = asyncio.create_task(self._read())
+            await asyncio.shield(self._reading)
         return self._atoms
+
+    async def _read(self) -> None:
+        async with self._database.statement() as conn:
+            self._atoms = await prompt_queries.list_atoms(conn)
+        self._read_at = time.monotonic()
 
 
 def prompt_of(run: LeasedRun, atoms: list[Atom]) -> Prompt:

@@ -79,7 +79,7 @@ class RunWorker:
             await self._let_go()
 
     async def _lease(self, room: int) -> int:
-        async with self._database.transaction() as conn:
+        async with self._database.statement() as conn:
             started = await operations.start_runs(
                 conn, caps=self._caps, worker=self._name, lease_s=self._lease_s, limit=room
             )

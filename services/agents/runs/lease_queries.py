@@ -8,7 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+import asyncpg
+
+from libs.common import outbox
 from libs.common.database import Connection
+from libs.common.events.agents import RunStarted
 from services.agents.runs.domain import MAX_ATTEMPTS, MAX_LESSONS, LeasedRun
 
 
@@ -20,123 +24,126 @@ class Caps:
     default: int
 
 
-async def lock_users_to_serve(conn: Connection, *, caps: Caps, limit: int) -> list[str]:
-    """The users who have something to run and room for it, longest unserved first, locked until commit.
-
-    A user's thousand waiting runs count as one user here: the scan hops from user to user along the index.
-    """
-    rows = await conn.fetch(
-        """
-        WITH RECURSIVE waiting AS (
-            (SELECT user_id FROM public.agent_runs WHERE status = 'queued' ORDER BY user_id LIMIT 1)
-            UNION ALL
-            SELECT (
-                SELECT r.user_id FROM public.agent_runs r
-                WHERE r.status = 'queued' AND r.user_id > w.user_id ORDER BY r.user_id LIMIT 1
-            )
-            FROM waiting w WHERE w.user_id IS NOT NULL
-        ), wanting AS (
-            SELECT user_id FROM waiting WHERE user_id IS NOT NULL
-            UNION
-            SELECT user_id FROM public.agent_runs
-            WHERE status = 'running' AND lease_expires_at <= now()
-              AND attempt - handed_back < $4 AND cancel_requested_at IS NULL
-        )
-        SELECT e.user_id
-        FROM agents.entitlements e
-        JOIN wanting USING (user_id)
-        LEFT JOIN unnest($1::text[], $2::int[]) AS cap(tier, runs) ON cap.tier = e.tier
-        WHERE coalesce(cap.runs, $3) > (
-            SELECT count(*) FROM public.agent_runs r
-            WHERE r.user_id = e.user_id AND r.status = 'running' AND r.lease_expires_at > now()
-        )
-        ORDER BY e.last_leased_at
-        LIMIT $5
-        -- SKIP LOCKED: another worker is serving that user at this moment; we serve the others. Holding the row makes
-        -- the count of running runs in the next statement final, so the cap holds across all workers.
-        FOR NO KEY UPDATE OF e SKIP LOCKED
-        """,
-        list(caps.by_tier),
-        list(caps.by_tier.values()),
-        caps.default,
-        MAX_ATTEMPTS,
-        limit,
-    )
-    return [row["user_id"] for row in rows]
-
-
 async def lease_runs(
-    conn: Connection, user_ids: Sequence[str], *, caps: Caps, worker: str, lease_s: float, limit: int
-) -> list[LeasedRun]:
-    """Lease what the locked users may run, one each before a second one for anybody, up to `limit`.
+    conn: Connection, *, caps: Caps, worker: str, lease_s: float, limit: int
+) -> list[tuple[LeasedRun, int]]:
+    """Lease up to `limit` runs, each with its `run.started` and what is told of it; return them with its number.
 
-    A new statement, hence a new snapshot: it sees every lease committed before the users were locked.
+    Users are served in the order in which they were served last, one run each before a second one for anybody. One
+    statement, which needs no transaction around it. A user's thousand waiting runs count as one user here: the scan
+    hops from user to user along the index.
     """
-    rows = await conn.fetch(
-        """
-        WITH room AS (
-            SELECT e.user_id, coalesce(cap.runs, $4) - (
-                SELECT count(*) FROM public.agent_runs r
-                WHERE r.user_id = e.user_id AND r.status = 'running' AND r.lease_expires_at > now()
-            ) AS free
-            FROM agents.entitlements e
-            LEFT JOIN unnest($2::text[], $3::int[]) AS cap(tier, runs) ON cap.tier = e.tier
-            WHERE e.user_id = ANY($1)
-        ), next AS (
-            SELECT n.id, row_number() OVER (
-                PARTITION BY room.user_id ORDER BY n.is_lost DESC, n.priority DESC, n.queued_at, n.id
-            ) AS turn, n.queued_at
-            FROM room CROSS JOIN LATERAL (
-                (SELECT r.id, true AS is_lost, r.priority, r.queued_at
-                 FROM public.agent_runs r
-                 WHERE r.user_id = room.user_id AND r.status = 'running' AND r.lease_expires_at <= now()
-                   AND r.attempt - r.handed_back < $5 AND r.cancel_requested_at IS NULL
-                 LIMIT greatest(room.free, 0))
+    try:
+        rows = await outbox.add_of_rows(
+            conn,
+            RunStarted,
+            """
+            WITH RECURSIVE waiting AS (
+                (SELECT user_id FROM public.agent_runs WHERE status = 'queued' ORDER BY user_id LIMIT 1)
                 UNION ALL
-                (SELECT r.id, false, r.priority, r.queued_at
-                 FROM public.agent_runs r
-                 WHERE r.user_id = room.user_id AND r.status = 'queued'
-                 ORDER BY r.priority DESC, r.queued_at, r.id
-                 LIMIT greatest(room.free, 0))
-                ORDER BY is_lost DESC, priority DESC, queued_at, id
-                LIMIT greatest(room.free, 0)
-            ) n
-            ORDER BY turn, n.queued_at
-            LIMIT $6
-        ), served AS (
-            UPDATE agents.entitlements e SET last_leased_at = clock_timestamp()
-            WHERE e.user_id IN (SELECT r.user_id FROM public.agent_runs r JOIN next USING (id))
+                SELECT (
+                    SELECT r.user_id FROM public.agent_runs r
+                    WHERE r.status = 'queued' AND r.user_id > w.user_id ORDER BY r.user_id LIMIT 1
+                )
+                FROM waiting w WHERE w.user_id IS NOT NULL
+            ), lost AS (
+                SELECT id, user_id, priority, queued_at FROM public.agent_runs
+                WHERE status = 'running' AND lease_expires_at <= now()
+                  AND attempt - handed_back < $5 AND cancel_requested_at IS NULL
+            ), room AS (
+                SELECT e.user_id, coalesce(cap.runs, $4) - (
+                    SELECT count(*) FROM public.agent_runs r
+                    WHERE r.user_id = e.user_id AND r.status = 'running' AND r.lease_expires_at > now()
+                ) AS free
+                FROM (SELECT user_id FROM waiting WHERE user_id IS NOT NULL UNION SELECT user_id FROM lost) wanting
+                JOIN agents.entitlements e USING (user_id)
+                JOIN agents.entitlements seen USING (user_id)
+                LEFT JOIN unnest($2::text[], $3::int[]) AS cap(tier, runs) ON cap.tier = e.tier
+                WHERE coalesce(cap.runs, $4) > (
+                    SELECT count(*) FROM public.agent_runs r
+                    WHERE r.user_id = e.user_id AND r.status = 'running' AND r.lease_expires_at > now()
+                )
+                  -- Read again where the row has changed before it was locked, but only of `e`: whoever was served
+                  -- since this statement began is left to the next one, which sees what was leased. So the count of
+                  -- running runs is final, and the cap holds across all workers.
+                  AND e.last_leased_at = seen.last_leased_at
+                ORDER BY e.last_leased_at
+                LIMIT $6
+                -- SKIP LOCKED: another worker is serving that user at this moment; we serve the others.
+                FOR NO KEY UPDATE OF e SKIP LOCKED
+            ), next AS (
+                SELECT n.id, row_number() OVER (
+                    PARTITION BY room.user_id ORDER BY n.is_lost DESC, n.priority DESC, n.queued_at, n.id
+                ) AS turn, n.queued_at, room.user_id
+                FROM room CROSS JOIN LATERAL (
+                    (SELECT lost.id, true AS is_lost, lost.priority, lost.queued_at
+                     FROM lost WHERE lost.user_id = room.user_id
+                     LIMIT greatest(room.free, 0))
+                    UNION ALL
+                    (SELECT r.id, false, r.priority, r.queued_at
+                     FROM public.agent_runs r
+                     WHERE r.user_id = room.user_id AND r.status = 'queued'
+                     ORDER BY r.priority DESC, r.queued_at, r.id
+                     LIMIT greatest(room.free, 0))
+                    ORDER BY is_lost DESC, priority DESC, queued_at, id
+                    LIMIT greatest(room.free, 0)
+                ) n
+                ORDER BY turn, n.queued_at
+                LIMIT $6
+            ), served AS (
+                UPDATE agents.entitlements e SET last_leased_at = clock_timestamp()
+                WHERE e.user_id IN (SELECT user_id FROM next)
+            ), leased AS (
+                UPDATE public.agent_runs r
+                SET status = 'running', attempt = r.attempt + 1, lease_token = nextval('agents.lease_tokens'),
+                    leased_by = $7, lease_expires_at = now() + make_interval(secs => $8),
+                    started_at = coalesce(r.started_at, now())
+                FROM next
+                WHERE r.id = next.id
+                  -- Said again because this is read again after waiting for a row: a cancellation or a heartbeat came
+                  -- first.
+                  AND (r.status = 'queued' OR (r.status = 'running' AND r.lease_expires_at <= now()))
+                RETURNING r.id, r.user_id, r.lease_token, r.attempt, r.agent_type, r.task, r.model_requested, r.vibe,
+                    r.context, r.profile, r.template_id, r.max_output_tokens, r.traceparent
+            ), started AS (
+                INSERT INTO agents.run_events (run_id, seq, type, data)
+                SELECT id, coalesce((SELECT max(e.seq) FROM agents.run_events e WHERE e.run_id = id), 0) + 1,
+                    'run.started', jsonb_build_object('attempt', attempt)
+                FROM leased
+                RETURNING run_id, seq
+            ), done AS (
+                SELECT user_id AS subject, traceparent,
+                    jsonb_build_object('run_id', id, 'user_id', user_id, 'attempt', attempt) AS data
+                FROM leased
+            )
+            """,
+            """
+            SELECT l.id, l.user_id, l.lease_token, l.attempt, l.agent_type, l.task, l.model_requested, l.vibe,
+                l.context, l.profile, l.template_id, l.max_output_tokens, l.traceparent, started.seq,
+                -- What the prompt needs, so that a run that begins asks for nothing more.
+                (SELECT e.tier FROM agents.entitlements e WHERE e.user_id = l.user_id) AS tier,
+                (SELECT t.instructions FROM public.user_template_customizations t
+                 WHERE t.id = l.template_id AND t.user_id = l.user_id) AS template_instructions,
+                ARRAY(SELECT f.detail FROM agents.run_feedback f
+                      WHERE f.user_id = l.user_id AND f.agent_type = l.agent_type
+                        AND f.verdict <> 'approved' AND f.detail IS NOT NULL
+                      ORDER BY f.given_at DESC LIMIT $9) AS lessons
+            FROM leased l JOIN started ON started.run_id = l.id
+            """,
+            list(caps.by_tier),
+            list(caps.by_tier.values()),
+            caps.default,
+            MAX_ATTEMPTS,
+            limit,
+            worker,
+            lease_s,
+            MAX_LESSONS,
         )
-        UPDATE public.agent_runs r
-        SET status = 'running', attempt = r.attempt + 1, lease_token = nextval('agents.lease_tokens'),
-            leased_by = $7, lease_expires_at = now() + make_interval(secs => $8),
-            started_at = coalesce(r.started_at, now())
-        FROM next
-        WHERE r.id = next.id
-          -- Said again because this is read again after waiting for a row: a cancellation or a heartbeat came first.
-          AND (r.status = 'queued' OR (r.status = 'running' AND r.lease_expires_at <= now()))
-        RETURNING r.id, r.user_id, r.lease_token, r.attempt, r.agent_type, r.task, r.model_requested, r.vibe,
-            r.context, r.profile, r.template_id, r.max_output_tokens, r.traceparent,
-            -- What the prompt needs, so that a run that begins asks for nothing more.
-            (SELECT e.tier FROM agents.entitlements e WHERE e.user_id = r.user_id) AS tier,
-            (SELECT t.instructions FROM public.user_template_customizations t
-             WHERE t.id = r.template_id AND t.user_id = r.user_id) AS template_instructions,
-            ARRAY(SELECT f.detail FROM agents.run_feedback f
-                  WHERE f.user_id = r.user_id AND f.agent_type = r.agent_type
-                    AND f.verdict <> 'approved' AND f.detail IS NOT NULL
-                  ORDER BY f.given_at DESC LIMIT $9) AS lessons
-        """,
-        list(user_ids),
-        list(caps.by_tier),
-        list(caps.by_tier.values()),
-        caps.default,
-        MAX_ATTEMPTS,
-        limit,
-        worker,
-        lease_s,
-        MAX_LESSONS,
-    )
-    return [LeasedRun(**dict(row)) for row in rows]
+    except asyncpg.UniqueViolationError:
+        # In the moment in which its expired lease was taken, a worker still wrote under it: the number is not free.
+        return []
+    found = [dict(row) for row in rows]
+    return [(LeasedRun(**row), seq) for row in found for seq in [row.pop("seq")]]
 
 
 async def renew_leases(conn: Connection, leases: Mapping[UUID, int], *, lease_s: float) -> set[UUID]:

@@ -5,10 +5,8 @@ from dataclasses import dataclass, replace
 from uuid import UUID
 
 from libs.common.database import Connection
-from libs.common.events.agents import RunFinished, RunStarted
-from libs.common.telemetry import current_traceparent, span
-from services.agents.prompts import queries as prompt_queries
-from services.agents.prompts.domain import Vibe
+from libs.common.events.agents import RunFinished
+from libs.common.telemetry import current_traceparent
 from services.agents.runs import feedback_queries, lease_queries, queries
 from services.agents.runs.domain import (
     Ending,
@@ -32,13 +30,9 @@ async def accept_runs(conn: Connection, runs: Sequence[NewRun]) -> set[UUID]:
     Of a run that is known or whose user is gone nothing is written. The sliders are settled here, the user's own under
     the run's: a second attempt must not find others.
     """
-    user_ids = {run.user_id for run in runs}
-    there = await user_queries.hold_users(conn, user_ids)
-    vibes = await prompt_queries.find_vibes(conn, user_ids)
+    vibes = await user_queries.hold_users(conn, {run.user_id for run in runs})
     accepted = [
-        replace(run, vibe=vibes.get(run.user_id, Vibe()).overridden_by(run.vibe).as_dict())
-        for run in runs
-        if run.user_id in there
+        replace(run, vibe=vibes[run.user_id].overridden_by(run.vibe).as_dict()) for run in runs if run.user_id in vibes
     ]
     return await queries.insert_runs(conn, accepted) if accepted else set()
 
@@ -50,21 +44,12 @@ class StartedRun:
 
 
 async def start_runs(conn: Connection, *, caps: Caps, worker: str, lease_s: float, limit: int) -> list[StartedRun]:
-    """Lease up to `limit` runs for a worker, each with its `run.started`."""
-    user_ids = await lease_queries.lock_users_to_serve(conn, caps=caps, limit=limit)
-    if not user_ids:
-        return []
-    runs = await lease_queries.lease_runs(conn, user_ids, caps=caps, worker=worker, lease_s=lease_s, limit=limit)
-    seqs = await queries.insert_starts(conn, [(run, *_told_in_its_trace(run)) for run in runs])
+    """Lease up to `limit` runs for a worker, each with its `run.started`: one statement, no transaction around it."""
+    leased = await lease_queries.lease_runs(conn, caps=caps, worker=worker, lease_s=lease_s, limit=limit)
     return [
-        StartedRun(run=run, event=RunEvent(seq=seqs[run.id], type="run.started", data={"attempt": run.attempt}))
-        for run in runs
+        StartedRun(run=run, event=RunEvent(seq=seq, type="run.started", data={"attempt": run.attempt}))
+        for run, seq in leased
     ]
-
-
-def _told_in_its_trace(run: LeasedRun) -> tuple[RunStarted, str | None]:
-    with span("start run", service="agents", traceparent=run.traceparent):
-        return RunStarted(run_id=run.id, user_id=UUID(run.user_id), attempt=run.attempt), current_traceparent()
 
 
 async def finish_runs(conn: Connection, finishes: Sequence[Finish]) -> dict[UUID, Run]:

@@ -12,7 +12,6 @@ from services.agents.runs.domain import (
     TERMINAL_EVENT_TYPES,
     Append,
     Finish,
-    LeasedRun,
     NewRun,
     Run,
     RunEvent,
@@ -269,25 +268,6 @@ async def last_seqs(conn: Connection, run_ids: Sequence[UUID]) -> dict[UUID, int
         list(run_ids),
     )
     return {row["id"]: row["seq"] for row in rows}
-
-
-async def insert_starts(conn: Connection, starts: Sequence[tuple[LeasedRun, Event, str | None]]) -> dict[UUID, int]:
-    """Append `run.started` to leased runs and add what is told of it, in its trace; return the events' numbers."""
-    rows = await outbox.add_traced_with(
-        conn,
-        [(event, traceparent) for _, event, traceparent in starts],
-        """
-        INSERT INTO agents.run_events (run_id, seq, type, data)
-        -- The last number is final: a former worker's deltas lock the run's row before they are written.
-        SELECT started.run_id, coalesce((SELECT max(e.seq) FROM agents.run_events e WHERE e.run_id = started.run_id), 0)
-            + 1, 'run.started', jsonb_build_object('attempt', started.attempt)
-        FROM unnest($6::uuid[], $7::integer[]) AS started(run_id, attempt)
-        RETURNING run_id, seq
-        """,
-        [run.id for run, _, _ in starts],
-        [run.attempt for run, _, _ in starts],
-    )
-    return {row["run_id"]: row["seq"] for row in rows}
 
 
 async def append_events(conn: Connection, appends: Sequence[Append]) -> list[UUID]:

@@ -2,7 +2,8 @@
 
 from collections.abc import Collection
 
-from libs.common.database import Connection
+from libs.common.database import Connection, Record
+from services.agents.prompts.domain import NEUTRAL, Vibe
 
 
 async def hold_user(conn: Connection, user_id: str) -> bool:
@@ -10,10 +11,10 @@ async def hold_user(conn: Connection, user_id: str) -> bool:
     return bool(await hold_users(conn, [user_id]))
 
 
-async def hold_users(conn: Connection, user_ids: Collection[str]) -> set[str]:
-    """The same for many; return those who are not erased."""
-    held = await _hold_rows(conn, user_ids)
-    missing = sorted({*user_ids} - held.keys())
+async def hold_users(conn: Connection, user_ids: Collection[str]) -> dict[str, Vibe]:
+    """The same for many; return those who are not erased, each with their sliders."""
+    rows = await _hold_rows(conn, user_ids)
+    missing = sorted({*user_ids} - {row["user_id"] for row in rows})
     if missing:
         await conn.execute(
             """
@@ -23,22 +24,33 @@ async def hold_users(conn: Connection, user_ids: Collection[str]) -> set[str]:
             """,
             missing,
         )
-        held |= await _hold_rows(conn, missing)
-    return {user_id for user_id, is_there in held.items() if is_there}
+        rows += await _hold_rows(conn, missing)
+    return {
+        row["user_id"]: Vibe(
+            playfulness=row["playfulness"],
+            revenue_focus=row["revenue_focus"],
+            investor_perspective=row["investor_perspective"],
+        )
+        for row in rows
+        if row["is_there"]
+    }
 
 
-async def _hold_rows(conn: Connection, user_ids: Collection[str]) -> dict[str, bool]:
-    rows = await conn.fetch(
+async def _hold_rows(conn: Connection, user_ids: Collection[str]) -> list[Record]:
+    return await conn.fetch(
         """
-        SELECT user_id, erased_at IS NULL AS is_there FROM agents.entitlements WHERE user_id = ANY($1)
-        ORDER BY user_id
+        SELECT e.user_id, e.erased_at IS NULL AS is_there, coalesce(v.playfulness, $2) AS playfulness,
+            coalesce(v.revenue_focus, $2) AS revenue_focus, coalesce(v.investor_perspective, $2) AS investor_perspective
+        FROM agents.entitlements e LEFT JOIN public.vibe_configs v USING (user_id)
+        WHERE e.user_id = ANY($1)
+        ORDER BY e.user_id
         -- FOR KEY SHARE: an erasure waits for us and then finds our rows, or we wait for it and find the tombstone.
         -- Leasing and other acceptances of the same user are not held up.
-        FOR KEY SHARE
+        FOR KEY SHARE OF e
         """,
         list(user_ids),
+        NEUTRAL,
     )
-    return {row["user_id"]: row["is_there"] for row in rows}
 
 
 async def upsert_tier(conn: Connection, user_id: str, *, tier: str, version: int) -> None:

@@ -7,6 +7,7 @@ import asyncpg
 import pytest
 
 from libs.common.database import Database
+from libs.common.events.agents import RunStarted
 from libs.common.ids import new_id
 from services.agents.runs import lease_queries, operations, queries
 from services.agents.runs.domain import Append, Ending, Finish, OutputWarning, RunError, RunEvent, Usage
@@ -72,6 +73,45 @@ async def test_a_zombie_worker_writes_nothing(database: Database, test_database:
         await lease_queries.hand_back(conn, {run_id: token})
     assert (await run_row(test_database, run_id))["leased_by"] == "heir"
     assert [it["type"] for it in await stream_of(test_database, run_id)] == ["run.queued", "run.started", "run.started"]
+
+
+async def test_what_is_written_while_a_lost_run_is_taken_keeps_its_number(
+    database: Database, test_database: TestDatabase, user_id: UUID
+) -> None:
+    run_id = await request_run(database, user_id)
+    [slow] = await lease(database)
+    await expire(test_database, run_id)
+    delta = RunEvent(seq=slow.event.seq + 1, type="run.delta", data={"text": "just in time"})
+    async with database.transaction() as conn:
+        append = Append(run_id=run_id, lease_token=slow.run.lease_token, event=delta)
+        assert await queries.append_events(conn, [append]) == [run_id]
+        heir = asyncio.create_task(lease(database, worker="heir"))
+
+        async def waits_for_the_run() -> bool:
+            return await test_database.fetchval(
+                "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()"
+                " AND wait_event_type = 'Lock')"
+            )
+
+        await eventually(waits_for_the_run)
+    assert await heir == [], "it is taken at the next look, behind what was written"
+    [later] = await lease(database, worker="heir")
+    assert (later.run.attempt, later.event.seq) == (2, delta.seq + 1)
+
+
+async def test_a_start_is_told_as_an_event_in_the_trace_of_its_run(
+    database: Database, test_database: TestDatabase, user_id: UUID
+) -> None:
+    trace = f"00-{'a' * 32}-{'b' * 16}-01"
+    run_id = await request_run(database, user_id, traceparent=trace)
+    before = new_id()
+    [started] = await lease(database)
+    [row] = await test_database.fetch("SELECT id, subject, data, traceparent FROM agents.outbox")
+    told = RunStarted(run_id=run_id, user_id=user_id, attempt=1)
+    assert row["data"] == told.model_dump(mode="json")
+    assert (row["subject"], row["traceparent"], started.run.attempt) == (told.subject, trace, 1)
+    assert row["id"].version == before.version
+    assert before.int >> 80 <= row["id"].int >> 80 <= new_id().int >> 80, "in the order of time, as all events"
 
 
 async def test_deltas_of_many_runs_written_together_have_each_its_own_fence(

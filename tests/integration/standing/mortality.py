@@ -69,6 +69,19 @@ class _MortalDatabase:
         finally:
             self._mortality.transactions -= 1
 
+    @asynccontextmanager
+    async def statement(self) -> AsyncGenerator[Connection, None]:
+        step = self._mortality.begin()
+        self._mortality.transactions += 1
+        try:
+            # It commits itself, so there is no moment between its work and its effect.
+            self._mortality.before_effect(step)
+            async with self._database.statement() as conn:
+                yield conn
+            self._mortality.after_effect(step)
+        finally:
+            self._mortality.transactions -= 1
+
 
 class _MortalPort:
     def __init__(self, adapter: Any, mortality: Mortality) -> None:
