@@ -35,7 +35,7 @@ REQUESTS: Final = prometheus_client.Histogram(
 )
 MESSAGES: Final = prometheus_client.Histogram(
     "messages_handled_duration_seconds",
-    "Messages handled, by queue and outcome (done, duplicate, retried, parked).",
+    "Messages handled, by queue and outcome (done, duplicate, retried, parked, sent_alone).",
     ["queue", "outcome"],
     buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30),
 )

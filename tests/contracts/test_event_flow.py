@@ -10,6 +10,7 @@ import pytest
 
 from libs.common.broker import parked_queue, queue_name
 from libs.common.events import CATALOGUE, Event, agents, billing, gateway, metering
+from libs.common.outbox import add_of_rows
 from tests.harness.subscriptions import ALL, Subscribed, tables
 
 ROOT: Final = Path(__file__).parents[2]
@@ -29,7 +30,7 @@ def declared() -> list[type[Event]]:
 
 
 def made_by(service: str) -> Iterator[str]:
-    """Names of the event classes a service's code calls, and types of the events its migrations write."""
+    """Names of the event classes a service's code makes or has its SQL make, and types its migrations write."""
     for path in (ROOT / "services" / service).rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         imported = {
@@ -39,8 +40,12 @@ def made_by(service: str) -> Iterator[str]:
             for alias in node.names
         }
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in imported:
+            if not isinstance(node, ast.Call):
+                continue
+            if isinstance(node.func, ast.Name) and node.func.id in imported:
                 yield node.func.id
+            if isinstance(node.func, ast.Attribute) and node.func.attr == add_of_rows.__name__:
+                yield from (arg.id for arg in node.args if isinstance(arg, ast.Name) and arg.id in imported)
     for path in (ROOT / "migrations").glob(f"*_{service}*.sql"):
         yield from re.findall(rf"'({service}\.\w+\.v\d+)'", path.read_text(encoding="utf-8"))
 

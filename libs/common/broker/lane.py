@@ -184,9 +184,6 @@ class Lane:
 
     async def _read(self, message: Message) -> Delivery | None:
         """The message as an event. What cannot be read is parked at once, and a suspect is sent back by itself."""
-        if is_suspect(message):
-            await self._send_back_alone(message)
-            return None
         traceparent = message.headers.get("traceparent")
         span = start_span(
             f"consume {self.name}",
@@ -195,6 +192,12 @@ class Lane:
             traceparent=traceparent if isinstance(traceparent, str) else None,
         )
         started = time.perf_counter()
+        if is_suspect(message):
+            with in_span(span, end_on_exit=True):
+                outcome = await self._send_back_alone(message)
+                await self._ack(message)
+                self._tell(message, outcome, started, span)
+            return None
         try:
             event = parse(message.content, expected=self._subscription.event)
         except MalformedEvent as error:
@@ -285,12 +288,11 @@ class Lane:
             timer = self._timers[outcome] = MESSAGES.labels(self.name, outcome)
         timer.observe(time.perf_counter() - started)
 
-    async def _send_back_alone(self, message: Message) -> None:
+    async def _send_back_alone(self, message: Message) -> str:
         """To the end of its own queue: if it is deadly, it then takes no other event along to where it is parked."""
         home = topology.home_exchange(self._service)
         await self._publish(message, exchange=home, routing_key=self.name, headers={})
-        await self._ack(message)
-        log.warning("event_sent_alone", queue=self.name, message_id=message.message_id)
+        return "sent_alone"
 
     async def _retry_later(self, message: Message, error: Exception) -> str:
         attempt = _attempt(message)
