@@ -19,8 +19,9 @@ from tests.harness.flow import a_consumer, a_relay
 from tests.harness.patience import eventually
 from tests.harness.services import Place
 
-ROOM: Final = 100
-EVENTS: Final = 1_000
+ROOM: Final = 10
+"""Messages, of up to 32 events each."""
+EVENTS: Final = 3_000
 STARTED: Final = Subscription(event=RunStarted, handler=on_run_started)
 
 

@@ -25,7 +25,7 @@ CUTS = 50
 async def read_in_pieces(reader: Reader, chance: random.Random) -> None:
     while not reader.has_ended:
         before = len(reader.frames)
-        await reader.read_some(chance.randint(1, 3))
+        await reader.read_some(chance.randint(1, 2))  # so short that there are enough, whoever is killed
         if len(reader.frames) == before:
             await asyncio.sleep(0.3)
 
